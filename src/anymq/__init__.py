@@ -1,0 +1,1 @@
+"""anymq: one interface for message brokers, and the proof of where they differ."""
