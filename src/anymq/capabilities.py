@@ -1,0 +1,149 @@
+"""What a broker gives, as data: Guarantee, Level, Fact, Limits, Capabilities.
+
+Pure: importable and comparable without a connection or a client library. Read by the requirement
+check, the contract suite and the documentation; there is no second copy anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Level(Enum):
+    """How far a guarantee is given."""
+
+    NATIVE = "native"  # the broker gives it
+    EMULATED = "emulated"  # anymq gives it on top; the fact's `cost` says what that costs
+    BEST_EFFORT = "best_effort"  # usually, not always
+    ABSENT = "absent"  # the broker cannot
+    PLANNED = "planned"  # the broker can, the adapter does not yet
+    DEPENDS = "depends"  # on the server; never after connect
+
+
+class Guarantee(Enum):
+    """The value is the public name. Those of sending and carrying belong to a topic, the rest to
+    a subscription."""
+
+    # sending
+    SEND_CONFIRMED = "send.confirmed"
+    SEND_PERSISTENT = "send.persistent"  # a stored message survives a crash of the broker
+    SEND_UNROUTABLE_REPORTED = "send.unroutable_reported"
+    SEND_IDEMPOTENT = "send.idempotent"  # an `unknown` may be sent again without a duplicate
+    SEND_ORDER_ON_FAILURE = "send.order_on_failure"  # one failed send does not reorder its key
+    DELAY = "send.delay"
+    PRIORITY = "send.priority"
+    EXPIRY = "send.expiry"
+    DEDUPLICATION = "send.deduplication"
+    # keeping
+    RETAINED_WITHOUT_CONSUMER = "retain.without_consumer"
+    REPLAY = "retain.replay"
+    SEEK_TIME = "retain.seek_time"
+    # delivering
+    AT_LEAST_ONCE = "deliver.at_least_once"
+    NO_DUPLICATES_UNDISTURBED = "deliver.no_duplicates_undisturbed"
+    EXACTLY_ONCE = "deliver.exactly_once"
+    ACK_EACH = "ack.each"  # one by one, in any order
+    ACK_CONFIRMED = "ack.confirmed"  # ack(wait=True) knows the broker's answer
+    ACK_FINAL = "ack.final"  # never again after a confirmed ack
+    STALE_SETTLE_REPORTED = "ack.stale_reported"
+    NACK = "nack.now"
+    NACK_DELAY = "nack.delay"
+    RELEASE_UNCOUNTED = "release.uncounted"  # giving back unhandled prefetch costs no attempt
+    REDELIVERY_ON_CRASH = "redeliver.on_crash"
+    LEASE_EXPIRY = "lease.expiry"
+    LEASE_EXTEND = "lease.extend"
+    ATTEMPT_COUNT = "attempt.count"
+    # order
+    ORDER_QUEUE = "order.queue"
+    ORDER_PER_KEY = "order.per_key"
+    ORDER_AFTER_NACK = "order.after_nack"
+    ORDER_COMPETING = "order.competing"  # per key, with several consumers
+    # groups
+    COMPETING = "group.competing"
+    FAN_OUT = "group.fan_out"
+    EPHEMERAL = "group.ephemeral"
+    PATTERN = "group.pattern"
+    # dead letters
+    DEAD_LETTER = "dead_letter.explicit"
+    MAX_ATTEMPTS = "dead_letter.max_attempts"
+    MAX_ATTEMPTS_CRASH = "dead_letter.max_attempts_crash"  # also attempts that died in a crash
+    DEAD_LETTER_REASON = "dead_letter.reason"
+    DEAD_LETTER_NO_LOSS = "dead_letter.no_loss"
+    # carrying
+    HEADERS = "message.headers"
+    BINARY = "message.binary"
+    FOREIGN_READABLE = "message.foreign_readable"
+    # operating
+    DEPTH = "admin.depth"
+    PURGE = "admin.purge"
+
+
+class Scope(Enum):
+    """Within what messages keep their order."""
+
+    NONE = "none"
+    QUEUE = "queue"
+    PARTITION = "partition"
+    KEY = "key"
+    CONNECTION = "connection"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of a capability table. `source` says where the reason can be checked."""
+
+    level: Level
+    reason: str
+    source: str = ""
+    cost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Numbers that belong to the guarantees. None: no limit known. Bytes and seconds."""
+
+    body: int | None = None
+    headers: int | None = None  # of all header names and values together
+    delay: float = 0.0  # the longest send(delay=)
+    nack_delay: float = 0.0  # the longest delay that the adapter's own nack takes; 0: only now
+    lease: tuple[float, float] | None = None  # range that Subscription.lease accepts
+    attempts: tuple[int, int] | None = None  # range that Subscription.broker_limit accepts
+    priorities: int = 1
+    retention: float | None = None
+    order: Scope = Scope.NONE
+    redelivery: frozenset[str] = frozenset()  # nack, lease, disconnect: what brings it again
+
+
+ABSENT = Fact(Level.ABSENT, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """For one topic or subscription, with its options, on this server (or on an assumed one)."""
+
+    facts: Mapping[Guarantee, Fact]
+    limits: Limits
+    about: str  # "RabbitMQ quorum queue"
+    server: str | None = None  # "RabbitMQ 4.3.6"; None before connect
+    assumed: tuple[str, ...] = field(default=())  # "RabbitMQ 4.0 or later"
+
+    def fact(self, guarantee: Guarantee) -> Fact:
+        return self.facts.get(guarantee, ABSENT)
+
+    def level(self, guarantee: Guarantee) -> Level:
+        return self.fact(guarantee).level
+
+    def has(self, guarantee: Guarantee) -> bool:
+        """True where it can be used: native, emulated or best effort."""
+        return self.level(guarantee) in USABLE
+
+    def unmet(self, needs: Iterable[Guarantee]) -> dict[Guarantee, Fact]:
+        """Those of `needs` that are certainly not promised here. What still depends on the
+        server is not among them: ask again after connecting."""
+        return {need: self.fact(need) for need in needs if self.level(need) not in PROMISED}
+
+
+USABLE = frozenset({Level.NATIVE, Level.EMULATED, Level.BEST_EFFORT})
+PROMISED = frozenset({Level.NATIVE, Level.EMULATED, Level.DEPENDS})
