@@ -2,6 +2,6 @@
 
 from .broker import LocalBroker
 from .errors import BrokerFailed, BrokerMissing
-from .start import start
+from .search import start
 
 __all__ = ["BrokerFailed", "BrokerMissing", "LocalBroker", "start"]

@@ -93,7 +93,9 @@ class Supervisor:
         """Let everything below the supervisor be killed and its folder be deleted."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with self._one_at_a_time, contextlib.suppress(OSError):
+        with self._one_at_a_time, contextlib.suppress(OSError, ValueError):
+            # A process forked by this one may hold the pipe open: closing it is not enough.
+            self._process.stdin.write(b'{"do": "end"}\n')
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()

@@ -1,8 +1,9 @@
 """The process between this library and a broker; it lets nothing outlive its parent.
 
 It is run as a script, knows only the standard library, and obeys one JSON object a line on its
-standard input, with one answer a line. When the input ends, or the parent is gone, it kills
-whatever still runs below it, runs the clean-up command it was given, and deletes the folder.
+standard input, with one answer a line. When it is told to end, the input ends, or the parent
+is gone, it kills whatever still runs below it, runs the clean-up command it was given, and
+deletes the folder.
 
 Linux only: orphans such as `epmd`, which leave their session on purpose, are adopted here
 (a "subreaper"), and the tree is read from /proc.
@@ -49,7 +50,7 @@ class Tree:
         return self._main is not None and self._main.poll() is None
 
     def signal(self, number: int) -> None:
-        for pid in _descendants():
+        for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -64,7 +65,7 @@ class Tree:
 
     def kill(self) -> None:
         deadline = time.monotonic() + 10
-        while _descendants() and time.monotonic() < deadline:
+        while descendants(os.getpid()) and time.monotonic() < deadline:
             self.signal(signal.SIGKILL)
             self.alive()
             _reap_adopted()
@@ -81,14 +82,14 @@ def _reap_adopted() -> None:
             pass
 
 
-def _descendants() -> list[int]:
-    """Every process below this one, parents first."""
+def descendants(pid: int) -> list[int]:
+    """Every process below a process, parents first."""
     children: dict[int, list[int]] = {}
-    for pid, parent in _parents():
-        children.setdefault(parent, []).append(pid)
-    found = list(children.get(os.getpid(), ()))
-    for pid in found:
-        found.extend(children.get(pid, ()))
+    for child, parent in _parents():
+        children.setdefault(parent, []).append(child)
+    found = list(children.get(pid, ()))
+    for below in found:
+        found.extend(children.get(below, ()))
     return found
 
 
@@ -139,6 +140,8 @@ def main(parent: int, folder: str, clean_up: list[str]) -> None:
     tree = Tree()
     try:
         for request in _requests(parent):
+            if request["do"] == "end":
+                break
             answer = json.dumps(_obey(tree, request)) + "\n"
             os.write(1, answer.encode())
     finally:

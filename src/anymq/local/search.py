@@ -129,7 +129,7 @@ class _Search:
         return self._process(self._program(), _new_folder(), "installed program")
 
     def _package(self) -> LocalBroker:
-        if Path(self._kind.distribution.server).exists():
+        if installed(self._kind.distribution.server):
             raise NotPossibleHere("its package is installed already")
         package = self._kind.distribution.package
         packages.install(package, self._progress)
@@ -137,7 +137,7 @@ class _Search:
 
     def _program(self) -> str:
         server = self._kind.distribution.server
-        program = server if Path(server).exists() else shutil.which(Path(server).name)
+        program = installed(server)
         if program is None:
             raise NotPossibleHere(f"no {Path(server).name} is installed")
         return program
@@ -166,6 +166,11 @@ class _Search:
             f"{what} is missing: {why}. To get it: `apt-get install {package}` as root, or a "
             f"docker engine, or a URL in {self._variable}_URL"
         )
+
+
+def installed(server: str) -> str | None:
+    """The server where its Debian package puts it, or wherever else it is installed."""
+    return server if Path(server).exists() else shutil.which(Path(server).name)
 
 
 def _new_folder() -> Path:
