@@ -53,6 +53,9 @@ class RabbitMQ:
             "RABBITMQ_DIST_PORT": str(self._node_port),
             "RABBITMQ_MNESIA_BASE": str(folder),
             "RABBITMQ_LOGS": "-",
+            # Some versions write more than the log there.
+            "RABBITMQ_LOG_BASE": str(folder),
+            "ERL_CRASH_DUMP_SECONDS": "0",
             # These files do not exist: no plugins, and nothing of the machine's own settings.
             "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),

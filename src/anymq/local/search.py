@@ -81,8 +81,7 @@ class _Search:
             return
         for suite in self._suites():
             yield functools.partial(self._root, suite)
-        yield self._installed
-        yield self._package
+        yield self._installed if installed(self._kind.distribution.server) else self._package
 
     def _suites(self) -> list[str]:
         if self._wanted:
@@ -125,22 +124,16 @@ class _Search:
         server = self._kind.distribution.server
         return self._process(server, folder, how, roots.enter(root, folder), roots.FOLDER_INSIDE)
 
-    def _installed(self) -> LocalBroker:
-        return self._process(self._program(), _new_folder(), "installed program")
-
     def _package(self) -> LocalBroker:
-        if installed(self._kind.distribution.server):
-            raise NotPossibleHere("its package is installed already")
         package = self._kind.distribution.package
         packages.install(package, self._progress)
-        return self._process(self._program(), _new_folder(), f"package {package}")
+        return self._installed(f"package {package}")
 
-    def _program(self) -> str:
-        server = self._kind.distribution.server
-        program = installed(server)
+    def _installed(self, how: str = "installed program") -> LocalBroker:
+        program = installed(self._kind.distribution.server)
         if program is None:
-            raise NotPossibleHere(f"no {Path(server).name} is installed")
-        return program
+            raise NotPossibleHere(f"no {self._kind.distribution.server} after its installation")
+        return self._process(program, _new_folder(), how)
 
     def _process(
         self,
@@ -160,11 +153,14 @@ class _Search:
 
     def _what_is_missing(self, reasons: list[str]) -> str:
         what = f"{self._kind.title} {self._wanted}".strip()
-        package = self._kind.distribution.package
         why = "; ".join(dict.fromkeys(reasons))
+        remedy = f"`apt-get install {self._kind.distribution.package}` as root"
+        if self._wanted:
+            # The distribution's package has one version only, and that may be another one.
+            remedy = "run as root, for a private Debian system"
         return (
-            f"{what} is missing: {why}. To get it: `apt-get install {package}` as root, or a "
-            f"docker engine, or a URL in {self._variable}_URL"
+            f"{what} is missing: {why}. To get it: {remedy}, or start a docker engine, or name "
+            f"one by its URL in {self._variable}_URL"
         )
 
 
