@@ -26,7 +26,7 @@ clean:
 # file does not name it, hence --inexact, which leaves it there.
 .venv/stamp: pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "anymq needs Python 3.11 or later as $(PYTHON); name another: make PYTHON=..." >&2; exit 1; }
+	  { echo "anymq needs Python 3.11 or later; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory python3-venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

@@ -17,6 +17,14 @@ from anymq.local import BrokerFailed, BrokerMissing, LocalBroker, start
 from anymq.local.supervisor import descendants
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _brokers_of_our_own() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("ANYMQ_REDIS_URL", raising=False)
+        environment.delenv("ANYMQ_RABBITMQ_URL", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def redis() -> Iterator[LocalBroker]:
     with start("redis") as broker:
@@ -98,6 +106,8 @@ def test_a_given_url_is_used_and_never_broken(
             given.kill()
         with pytest.raises(BrokerFailed, match="does not own it"):
             given.pause()
+        with pytest.raises(BrokerFailed, match="does not own it"):
+            given.add_user("another", "secret")
     assert ask_redis(redis, "PING") == "+PONG"
 
 

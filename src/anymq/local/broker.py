@@ -4,9 +4,11 @@ import atexit
 import os
 import time
 import types
+from collections.abc import Callable
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from .errors import BrokerFailed
+from .given import GivenRunner
 from .kind import Kind
 from .runner import Runner
 
@@ -41,19 +43,19 @@ class LocalBroker:
 
     def kill(self) -> None:
         """SIGKILL to all of its processes; `restart` brings it back with its data."""
-        self._do("kill")
+        self._do(self._runner.kill)
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers, until `resume`."""
-        self._do("pause")
+        self._do(self._runner.pause)
 
     def resume(self) -> None:
         """Let a paused broker go on."""
-        self._do("resume")
+        self._do(self._runner.resume)
 
     def restart(self) -> None:
         """Serve again on the same port and data, after `kill` or, if it runs, a clean stop."""
-        self._do("terminate")
+        self._do(self._runner.terminate)
         self._serve()
 
     def stop(self) -> None:
@@ -66,6 +68,8 @@ class LocalBroker:
 
         On Redis the user lasts until the next restart.
         """
+        if isinstance(self._runner, GivenRunner):
+            self._runner.refuse("add a user to")
         self._kind.add_user(self._runner, self.url, name, password)
         parts = urlsplit(self.url)
         address = parts.netloc.rpartition("@")[2]
@@ -92,7 +96,7 @@ class LocalBroker:
 
     def _serve(self) -> None:
         """Start it and wait until it answers its own protocol, 90 s at most."""
-        self._do("start")
+        self._do(self._runner.start)
         deadline = time.monotonic() + _READY_SECONDS
         while True:
             try:
@@ -109,11 +113,11 @@ class LocalBroker:
         if os.getpid() == self._owner:
             self.stop()
 
-    def _do(self, action: str) -> None:
+    def _do(self, action: Callable[[], None]) -> None:
         try:
-            getattr(self._runner, action)()
+            action()
         except OSError as error:
-            raise BrokerFailed(f"cannot {action} {self._kind.title}: {error}") from error
+            raise BrokerFailed(f"cannot {action.__name__} {self._kind.title}: {error}") from error
 
     def _failure(self, what: str) -> BrokerFailed:
         return BrokerFailed(

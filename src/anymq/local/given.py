@@ -12,29 +12,30 @@ class GivenRunner:
     def __init__(self, variable: str) -> None:
         self._variable = variable
 
-    def _refuse(self, action: str) -> NoReturn:
+    def refuse(self, action: str) -> NoReturn:
+        """Raises BrokerFailed, which says why and what to do instead."""
         raise BrokerFailed(
             f"cannot {action} this broker: it was given by {self._variable}, anymq does not own "
             f"it; unset {self._variable} to let anymq start one of its own"
         )
 
     def start(self) -> None:
-        self._refuse("start")
+        self.refuse("start")
 
     def alive(self) -> bool:
         return True
 
     def kill(self) -> None:
-        self._refuse("kill")
+        self.refuse("kill")
 
     def terminate(self) -> None:
-        self._refuse("restart")
+        self.refuse("restart")
 
     def pause(self) -> None:
-        self._refuse("pause")
+        self.refuse("pause")
 
     def resume(self) -> None:
-        self._refuse("resume")
+        self.refuse("resume")
 
     def discard(self) -> None:
         """Nothing of it is ours."""
@@ -43,4 +44,4 @@ class GivenRunner:
         return ""
 
     def control(self, argv: Sequence[str]) -> None:
-        self._refuse(f"run {argv[0]} on")
+        self.refuse(f"run {argv[0]} on")

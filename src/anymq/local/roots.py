@@ -61,6 +61,7 @@ def root_of(suite: str, progress: Progress) -> Path:
             try:
                 _build(root, suite, lock)
             except OSError as error:
+                progress(f"the Debian {suite} root could not be built: {error}")
                 raise NotPossibleHere(f"no Debian {suite} root ({error})") from error
     return root
 
