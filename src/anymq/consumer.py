@@ -29,6 +29,7 @@ from anymq.spi import Adapter, Refusal, Subscription
 log = logging.getLogger("anymq")
 ACK_BATCH = 100  # acks that travel together
 ACK_LINGER = 0.02  # seconds that an ack may wait for others
+NEVER = float("inf")
 SLICE = 0.2  # seconds: how soon a fetch notices a held retry that became due
 
 OnRefused = Callable[[Sequence[Refusal]], None]
@@ -84,10 +85,11 @@ class Consumer:
         self._unconfirmed = 0  # refusals since the last flush()
         self._parking = 0  # letters on their way
         self._lease = 0.0  # seconds; 0: deliveries have no deadline
-        self._extend_at = float("inf")
+        self._extend_at = NEVER
         self._warned = False
         self._failure: BaseException | None = None
-        self._stopping = self._closed = self._fetching = False
+        self._stopping = self._closed = False
+        self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
         self._upkeep_wake = threading.Event()
         self._receiver = adapter.receiver(subscription, prefetch, self._claim_ended)
         self._threads = [threading.Thread(target=self._upkeep, name="anymq-upkeep", daemon=True)]
@@ -103,6 +105,7 @@ class Consumer:
     def receive(self, limit: int = 100, wait: float = 1.0) -> list[Delivery]:
         """At most `limit` deliveries, as soon as there is one; none after `wait` seconds."""
         until = time.monotonic() + wait
+        tried = False
         while True:
             with self._lock:
                 taken = self._take(limit)
@@ -110,19 +113,15 @@ class Consumer:
                     return taken
                 self._raise_failure()
                 left = until - time.monotonic()
-                room = self._room()
-                if self._stopping or (left <= 0 and wait > 0):
+                if self._stopping or (tried and left <= 0):
                     return []
-                if self._lanes is not None or self._fetching or room <= 0:
-                    if left <= 0:
-                        return []
+                room = self._room()
+                if self._lanes is not None or room <= 0 or not self._fetch_lock.acquire(False):
                     self._wait(left)
+                    tried = True
                     continue
-                self._fetching = True
-            self._fetch(room, min(max(left, 0.0), SLICE if self._retries else left))
-            if wait <= 0:
-                with self._lock:
-                    return self._take(limit)
+            tried = True
+            self._fetch(room, max(left, 0.0))
 
     def __iter__(self) -> Iterator[Delivery]:
         """Deliveries as they come, without end; ends after stop() or close()."""
@@ -130,7 +129,9 @@ class Consumer:
             self._raise_failure()
         buffer, held, me = self._buffer, self._held, threading.get_ident()
         while not self._stopping:
-            if self._plain and buffer and not self._retries:
+            if not self._plain or self._retries or self._failure:
+                yield from self.receive(1)
+            elif buffer:
                 try:
                     delivery = buffer.popleft()
                 except IndexError:  # another thread took it
@@ -138,11 +139,15 @@ class Consumer:
                 delivery.owner = self
                 held[delivery] = me
                 yield delivery
+            elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
+                self._fetch(self._prefetch - len(held), 1.0)
             else:
                 yield from self.receive(1)
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
+        if not (self._buffer or self._retries):
+            return []
         if self._max_in_flight is not None:
             limit = min(limit, self._max_in_flight - len(self._held))
         taken: list[Delivery] = []
@@ -192,21 +197,21 @@ class Consumer:
     # fetching
 
     def _fetch(self, limit: int, wait: float) -> None:
-        """One call of the receiver, which the caller has reserved by setting _fetching."""
+        """One call of the receiver; the caller has taken the fetch lock."""
         try:
-            fetched = self._receiver.receive(limit, wait)
+            fetched = self._receiver.receive(limit, min(wait, SLICE) if self._retries else wait)
         except Exception as error:
             self._fail(error)
             raise
         finally:
-            self._fetching = False
+            self._fetch_lock.release()
         back: Sequence[Delivery] = ()
         with self._lock:
             if self._lanes is not None:
                 fetched, back = self._lanes.admit(fetched)
-            if fetched and fetched[0].deadline is not None:
-                self._lease_begins(fetched)
             self._buffer.extend(fetched)
+            if self._extend_at == NEVER and fetched and fetched[0].deadline is not None:
+                self._lease_begins(fetched[0].deadline)
             if self._waiters:
                 self._changed.notify_all()
         if back:
@@ -224,6 +229,7 @@ class Consumer:
                         self._wait(1.0)
                         continue
                     self._lanes.fetch_begins()
+                    self._fetch_lock.acquire()
                 self._fetch(room, 1.0)
         except AnymqError:
             pass  # _fetch has left it for the next call of the owner
@@ -375,8 +381,7 @@ class Consumer:
             delivery.native,
         )
         with self._lock:
-            if delivery.deadline is not None:
-                again.since = delivery.since
+            again.since = delivery.since
             if delivery.lane is not None:
                 again.number = delivery.number
             due = time.monotonic() + delay
@@ -501,17 +506,15 @@ class Consumer:
             raise
 
     def _until_upkeep(self) -> float | None:
-        if self._extend_at == float("inf"):
+        if self._extend_at == NEVER:
             return None
         return max(0.0, self._extend_at - time.monotonic())
 
-    def _lease_begins(self, fetched: Sequence[Delivery]) -> None:
-        now = time.monotonic()
-        for delivery in fetched:
-            delivery.since = now
-        self._lease = (fetched[0].deadline or now) - now
-        if self._extend_at == float("inf") and self.capabilities.has(Guarantee.LEASE_EXTEND):
-            self._extend_at = now + self._lease / 3
+    def _lease_begins(self, deadline: float) -> None:
+        """With the lock held: the first deliveries with a deadline have come."""
+        if self.capabilities.has(Guarantee.LEASE_EXTEND):
+            self._lease = deadline - time.monotonic()
+            self._extend_at = time.monotonic() + self._lease / 3
             self._upkeep_wake.set()
 
     def _extend(self) -> None:
@@ -519,7 +522,9 @@ class Consumer:
         now = time.monotonic()
         with self._lock:
             ours = [*self._held, *self._buffer, *(retry[2] for retry in self._retries)]
-            self._extend_at = now + self._lease / 3 if ours else float("inf")
+            self._extend_at = now + self._lease / 3 if ours else NEVER
+        for delivery in ours:
+            delivery.since = delivery.since or now
         tired = [d for d in ours if now - d.since > self._max_hold]
         if tired and not self._warned:
             self._warned = True

@@ -82,16 +82,19 @@ class Outbox:
     def put(self, chunk: Sequence[Message], done: Done, timeout: float) -> None:
         """Hand over a chunk in its turn. Raises BackPressureTimeout when there is no room for
         it within `timeout` seconds; then nothing of it was handed over."""
-        count, size = len(chunk), sum([len(m.body) for m in chunk])
+        count = len(chunk)
+        size = len(chunk[0].body) if count == 1 else sum([len(m.body) for m in chunk])
         with self.lock:
             if self.pending and not self._fits(count, size):
                 self._wait(lambda: not self.pending or self._fits(count, size), timeout)
             self.pending += count
             self.pending_bytes += size
-            self.queue.append((chunk, size, done))
-            if self.pumping or self.in_flight >= self.sender.window:
+            if self.pumping or self.queue or self.in_flight >= self.sender.window:
+                self.queue.append((chunk, size, done))
                 return
             self.pumping = True
+            self.in_flight += count
+        self._hand_over(chunk, size, done)
         self._pump()
 
     def drain(self, timeout: float) -> int:
@@ -223,24 +226,14 @@ class Producer:
         UnroutableError, ... for what is certainly not stored; BackPressureTimeout."""
         message = body if isinstance(body, Message) else Message(body, key, headers, delay=delay)
         self._prepare(message)
-        answer: list[SendOutcome] = []
-        waiting: threading.Lock | None = None
-
-        def done(outcomes: Sequence[SendOutcome]) -> None:
-            answer.append(outcomes[0])
-            if waiting is not None:
-                waiting.release()
-
-        # A client that blocks has answered when put() returns: then nothing has to wait.
-        waiting = threading.Lock()
-        waiting.acquire()
-        self._outbox.put((message,), done, self._timeout)
-        if not answer and not waiting.acquire(timeout=self._timeout):
+        ticket = _Ticket()
+        self._outbox.put((message,), ticket.done, self._timeout)
+        outcome = ticket.outcome or ticket.wait(self._timeout)
+        if outcome is None:
             raise SendUnknownError(
                 f"no answer for message {message.id} to {self.topic} in {self._timeout:g} s:"
                 " it may be stored"
             )
-        outcome = answer[0]
         if outcome.error is not None:
             raise outcome.error
         return outcome
@@ -317,14 +310,13 @@ class Producer:
             raise ClosedError(f"this producer to {self.topic} is closed")
         if not isinstance(message, Message):
             raise InvalidMessageError(f"send a Message or bytes, not {type(message).__name__}")
-        check_message(message)
+        if check_message(message):
+            self._check_features(message)
         if len(message.body) > self._body_limit:
             raise TooLargeError(
                 f"a body of {len(message.body)} bytes: {self.capabilities.about} takes"
                 f" {self._body_limit} at most"
             )
-        if message.delay or message.priority is not None or message.expires is not None:
-            self._check_features(message)
         if message.id is None or message.timestamp is None:
             self._number(message)
 
@@ -395,6 +387,30 @@ class Producer:
             if error is None:
                 raise
             log.error("while closing: %s", failure)  # the block's own error goes on
+
+
+class _Ticket:
+    """One send() that waits for its outcome. A client that blocks has answered before: then no
+    lock is made."""
+
+    __slots__ = ("outcome", "waiter")
+
+    def __init__(self) -> None:
+        self.outcome: SendOutcome | None = None
+        self.waiter: threading.Lock | None = None
+
+    def done(self, outcomes: Sequence[SendOutcome]) -> None:
+        self.outcome = outcomes[0]
+        if self.waiter is not None:
+            self.waiter.release()
+
+    def wait(self, timeout: float) -> SendOutcome | None:
+        waiter = threading.Lock()
+        waiter.acquire()
+        self.waiter = waiter
+        if self.outcome is None:  # looked at after the waiter is in place: none is missed
+            waiter.acquire(timeout=timeout)
+        return self.outcome
 
 
 class _SendMany:

@@ -71,7 +71,7 @@ class MemoryAdapter(spi.Adapter):
     def depth(self, subscription: Subscription) -> Depth:
         queue = self.broker.queue(subscription)
         with queue.lock:
-            queue.advance()
+            queue.advance(queue.clock.monotonic())
             return Depth(queue.ready(), len(queue.leased), len(queue.delayed), exact=True)
 
     def purge(self, subscription: Subscription) -> None:
@@ -113,7 +113,8 @@ class MemorySender(spi.Sender):
         self.topic = topic
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
-        self.session.check()
+        if self.session.lost:
+            raise self.session.lost
         queues = self.session.broker.find(self.topic)
         for queue in list(queues.values()):
             queue.put(batch)
@@ -148,19 +149,23 @@ class MemoryReceiver(spi.Receiver):
                 until = until or now + wait
                 if now >= until:
                     return taken
-                event = queue.next_event() - queue.clock.monotonic()
+                event = queue.next_event - queue.clock.monotonic()
                 queue.waiting += 1
-                queue.lock.wait(min(until - now, max(event, 0.001)))
+                queue.changed.wait(min(until - now, max(event, 0.001)))
                 queue.waiting -= 1
 
     def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
-        with self.queue.lock:
-            return [(d, over()) for d in deliveries if self.queue.settle(d) is None]
+        queue = self.queue
+        with queue.lock:
+            if queue.clock.monotonic() >= queue.next_event:
+                queue.advance(queue.clock.monotonic())
+            return [(d, over()) for d in deliveries if queue.settle(d) is None]
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         refused: list[Refusal] = []
         queue = self.queue
         with queue.lock:
+            queue.advance(queue.clock.monotonic())
             for delivery in deliveries:
                 entry = queue.settle(delivery)
                 if entry is None:
@@ -174,6 +179,7 @@ class MemoryReceiver(spi.Receiver):
     def release(self, deliveries: Sequence[Delivery]) -> None:
         queue = self.queue
         with queue.lock:
+            queue.advance(queue.clock.monotonic())
             for delivery in deliveries:
                 entry = queue.settle(delivery)
                 if entry is not None:
@@ -184,21 +190,22 @@ class MemoryReceiver(spi.Receiver):
         refused: list[Refusal] = []
         queue = self.queue
         with queue.lock:
-            queue.advance()
-            deadline = queue.clock.monotonic() + seconds
+            now = queue.clock.monotonic()
+            queue.advance(now)
+            deadline = now + seconds
             for delivery in deliveries:
                 entry = queue.leased.get(delivery.handle)
                 if entry is None:
                     refused.append((delivery, over()))
                 else:
                     entry.deadline = delivery.deadline = deadline
-            queue.next_expiry = min(queue.next_expiry, deadline)
+            queue.next_event = min(queue.next_event, deadline)
         return refused
 
     def stop(self) -> None:
         with self.queue.lock:
             self.stopped = True
-            self.queue.lock.notify_all()
+            self.queue.changed.notify_all()
 
     def close(self, timeout: float) -> None:
         if not self.claim.ended:
@@ -211,7 +218,7 @@ class MemoryReceiver(spi.Receiver):
             self.claim.ended = error
             with self.queue.lock:
                 self.queue.lose(self)
-                self.queue.lock.notify_all()
+                self.queue.changed.notify_all()
             self.on_end(self.claim)
 
 

@@ -61,14 +61,15 @@ class Queue:
         self.subscription = subscription
         self.clock = broker.clock
         self.lease = subscription.lease or LEASE
-        self.lock = threading.Condition(threading.Lock())
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
         self.levels: dict[int, deque[Entry]] = {0: deque()}  # ready, by priority
         self.leased: dict[int, Entry] = {}  # by tag
         self.delayed: list[tuple[float, Entry]] = []
         self.numbers = itertools.count()
         self.tags = itertools.count(1)
         self.waiting = 0  # receivers
-        self.next_expiry = float("inf")  # no lease runs out before
+        self.next_event = float("inf")  # time brings nothing before
         self.busy: dict[Hashable, tuple[MemoryReceiver, int]] = {}  # ordered: keys being handled
 
     def put(self, batch: Iterable[Message]) -> None:
@@ -84,18 +85,19 @@ class Queue:
                 else:
                     ready.append(entry)
             if self.waiting:
-                self.lock.notify(len(self.levels[0]) or 1)
+                self.changed.notify(len(self.levels[0]) or 1)
 
     def take(self, receiver: MemoryReceiver, limit: int) -> list[Delivery]:
         """Lease the next entries to a receiver."""
-        self.advance()
         now = self.clock.monotonic()
+        if now >= self.next_event:
+            self.advance(now)
         deadline = now + self.lease
         ordered = self.subscription.ordered
-        claim, leased = receiver.claim, self.leased
+        claim, leased, tags = receiver.claim, self.leased, self.tags
         taken: list[Delivery] = []
         for entry in self.eligible(receiver, limit) if ordered else self.first(limit):
-            tag = next(self.tags)
+            tag = next(tags)
             leased[tag] = entry
             entry.attempts += 1
             entry.deadline = deadline
@@ -104,8 +106,8 @@ class Queue:
             taken.append(
                 Delivery(copy(entry.message), tag, claim, entry.attempts, lane, deadline, entry)
             )
-        if taken and deadline < self.next_expiry:
-            self.next_expiry = deadline
+        if taken and deadline < self.next_event:
+            self.next_event = deadline
         return taken
 
     def first(self, limit: int) -> list[Entry]:
@@ -115,7 +117,7 @@ class Queue:
             ready = self.levels[priority]
             while ready and len(taken) < limit:
                 entry = ready.popleft()
-                if not self.expired(entry):
+                if entry.message.expires is None or not self.expired(entry):
                     taken.append(entry)
         return taken
 
@@ -137,7 +139,6 @@ class Queue:
 
     def settle(self, delivery: Delivery) -> Entry | None:
         """Take a delivery off the leased ones; None when its lease is over."""
-        self.advance()
         entry = self.leased.pop(delivery.handle, None)
         if entry is not None and self.subscription.ordered:
             self.free(entry)
@@ -148,7 +149,7 @@ class Queue:
         if count > 1:
             self.busy[entry.lane] = (holder, count - 1)
         elif self.waiting:
-            self.lock.notify_all()
+            self.changed.notify_all()
 
     def give_back(self, entry: Entry) -> None:
         """Ready again, at its old place; or to the dead letters when the limit is reached."""
@@ -162,27 +163,28 @@ class Queue:
         else:
             insort(ready, entry)
         if self.waiting:
-            self.lock.notify()
+            self.changed.notify()
 
     def uncount(self, entry: Entry) -> None:
         """A released delivery was no attempt."""
         entry.attempts -= 1
 
     def postpone(self, entry: Entry, delay: float) -> None:
-        heappush(self.delayed, (self.clock.monotonic() + delay, entry))
+        due = self.clock.monotonic() + delay
+        heappush(self.delayed, (due, entry))
+        self.next_event = min(self.next_event, due)
         if self.waiting:
-            self.lock.notify_all()  # they wait for the next event, which may be this one now
+            self.changed.notify_all()  # they wait for the next event, which may be this one now
 
-    def advance(self) -> None:
+    def advance(self, now: float) -> None:
         """Do what time has brought: delays that are over, leases that ran out."""
-        now = self.clock.monotonic()
         while self.delayed and self.delayed[0][0] <= now:
             self.give_back(heappop(self.delayed)[1])
-        if now < self.next_expiry:
-            return
         for tag in [tag for tag, entry in self.leased.items() if entry.deadline <= now]:
             self.expire(tag)
-        self.next_expiry = min((e.deadline for e in self.leased.values()), default=float("inf"))
+        self.next_event = min((e.deadline for e in self.leased.values()), default=float("inf"))
+        if self.delayed:
+            self.next_event = min(self.next_event, self.delayed[0][0])
 
     def expire(self, tag: int) -> None:
         """A lease is over: somebody else gets the message."""
@@ -192,13 +194,7 @@ class Queue:
         self.give_back(entry)
 
     def expired(self, entry: Entry) -> bool:
-        expires = entry.message.expires
-        return expires is not None and expires <= self.clock.time()
-
-    def next_event(self) -> float:
-        """When time alone may bring something."""
-        due = self.delayed[0][0] if self.delayed else float("inf")
-        return min(due, self.next_expiry)
+        return (entry.message.expires or 0.0) <= self.clock.time()
 
     def lose(self, receiver: MemoryReceiver) -> None:
         """A receiver is gone without a word: what it held comes again, counted."""
