@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anymq
-from anymq.capabilities import USABLE, Capabilities, Fact, Guarantee
+from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
 from anymq.errors import AnymqError, UnsupportedError
 from anymq.message import Message
 from anymq.testing.checker import NEVER, Judgement, check
@@ -86,6 +86,10 @@ class Scenario:
     def usable(self, guarantee: Guarantee) -> bool:
         """Can this be used here, as a guarantee or as best effort?"""
         return self.declared(guarantee).level in USABLE
+
+    def promised(self, guarantee: Guarantee) -> bool:
+        """Must it hold here?"""
+        return self.declared(guarantee).level in PROMISED
 
     def can(self, fault: str) -> bool:
         """Can this be done to the broker? Only for a contract that needs or wants it."""
@@ -213,6 +217,15 @@ class Scenario:
         for consumer in self._consumers:
             if consumer.failure is not None:
                 raise consumer.failure
+
+    def error_of(self, function: Callable[[], object]) -> AnymqError | None:
+        """The error of anymq that this raises, where an error is what should happen."""
+        try:
+            function()
+        except AnymqError as error:
+            self.note(f"{type(error).__name__}: {error}")
+            return error
+        return None
 
     # expectations
 

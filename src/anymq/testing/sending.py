@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anymq.errors import AnymqError, ConnectionLostError, SendUnknownError
 from anymq.message import Message, SendOutcome, Status
-from anymq.testing.history import History, Kind, digest
+from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Topic
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class RecordingProducer:
         self._count = 0
         self._seqs: dict[str | None, int] = {}
         self._places: dict[str | None, int] = {}  # by message id
+        self._unnumbered: dict[int, Event] = {}  # by id() of a message that gets its id later
         self._lock = threading.Lock()
 
     def messages(
@@ -117,24 +118,33 @@ class RecordingProducer:
             self._answered(message, SendOutcome(status, error))
 
     def _sending(self, message: Message) -> None:
-        with self._lock:
-            seq = self._places.get(message.id)
-            if seq is None:
-                seq = self._seqs[message.key] = self._seqs.get(message.key, -1) + 1
-                self._places[message.id] = seq
         due = self._history.now() + message.delay if message.delay else None
-        self._history.add(
+        event = self._history.add(
             Kind.SEND,
             self.name,
             self._topic.name,
             id=message.id,
             key=message.key,
-            seq=seq,
+            seq=self._seq(message),
             due=due,
             digest=digest(message.body, message.key, message.headers),
         )
+        if message.id is None:
+            self._unnumbered[id(message)] = event
+
+    def _seq(self, message: Message) -> int:
+        """Its place in its stream; the same when it is sent again."""
+        with self._lock:
+            if message.id is not None and message.id in self._places:
+                return self._places[message.id]
+            seq = self._seqs[message.key] = self._seqs.get(message.key, -1) + 1
+            if message.id is not None:
+                self._places[message.id] = seq
+            return seq
 
     def _answered(self, message: Message, outcome: SendOutcome) -> None:
+        if self._unnumbered and (event := self._unnumbered.pop(id(message), None)):
+            event.id = message.id
         why = f"{type(outcome.error).__name__}: {outcome.error}" if outcome.error else ""
         kind, where = OUTCOME[outcome.status], self._topic.name
         self._history.add(kind, self.name, where, id=message.id, key=message.key, text=why)
