@@ -111,7 +111,7 @@ class Delivery:
     deadline  time.monotonic() at which the broker gives it to somebody else; None where time
               alone never does that.
     native    the client library's object.
-    handle    what the adapter needs to settle it. `owner`, `state` and `held_since` are the
+    handle    what the adapter needs to settle it. `owner`, `state`, `since` and `number` are the
               portable layer's.
     """
 
@@ -120,16 +120,18 @@ class Delivery:
         "claim",
         "deadline",
         "handle",
-        "held_since",
         "lane",
         "message",
         "native",
+        "number",
         "owner",
+        "since",
         "state",
     )
 
     owner: Owner
-    held_since: float
+    since: float  # time.monotonic() of its arrival, where it has a deadline
+    number: int  # its place in its lane, where it has one
 
     def __init__(
         self,

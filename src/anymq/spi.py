@@ -227,9 +227,8 @@ class Adapter(ABC):
     ) -> Receiver:
         """Returns when messages sent from now on will reach it. Raises NotFoundError.
 
-        on_end(claim) tells that deliveries are going or gone. With claim.ended unset (a
-        revocation; inside receive) those being handled may still be acked until on_end returns.
-        With it set, from any thread, nothing can be done any more. Not called by close()."""
+        on_end(claim) tells, once and from any thread, that the claim has ended: nothing can be
+        done with its deliveries any more. Not called by close()."""
 
     def depth(self, subscription: Subscription) -> Depth:
         raise UnsupportedError("this broker does not tell how many messages wait")
