@@ -12,7 +12,7 @@ from anymq.testing.scenario import Scenario
 
 @contract("BAT-01", UNIVERSAL)
 def one_call_many_requests(s: Scenario) -> None:
-    """1,200 messages in one call, more than a request carries: all arrive, in the promised order."""
+    """1,200 messages in one call, more than a request carries: all arrive, in order if promised."""
     consumer = s.consumer().start()
     producer = s.producer()
     report = producer.send_many(producer.messages(1200))

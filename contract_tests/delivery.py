@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from anymq import Guarantee, Message, NotFoundError, Status, UnroutableError
+from anymq import Guarantee, Message, Status
+from anymq.errors import NotFoundError, UnroutableError
 from anymq.testing.contract import UNIVERSAL, contract
 from anymq.testing.receiving import ids
 from anymq.testing.scenario import Scenario

@@ -299,10 +299,10 @@ class Scenario:
     def close(self) -> None:
         """Close everything and remove what was made. What goes wrong is raised at the end."""
         errors: list[BaseException] = []
-        for close in [one.close for one in (*self._children, *self._consumers)]:
-            _collect(errors, close, 5.0)
-        for producer in self._producers:
-            _collect(errors, producer.close, 5.0)
+        closing: list[Child | RecordingConsumer | RecordingProducer]
+        closing = [*self._children, *self._consumers, *self._producers]
+        for one in closing:
+            _collect(errors, one.close, 5.0)
         for what in reversed(self._made):
             _collect(errors, self._remove, what)
         for broker in self._brokers:
