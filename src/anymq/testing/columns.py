@@ -47,16 +47,17 @@ class Column:
     def in_process(self) -> bool:
         return self.evidence == "in-process"
 
-    def can(self, fault: str) -> bool:
-        """Can this be done to the broker?"""
-        return self.local is not None and hasattr(self.local, fault)
+    @property
+    def breakable(self) -> bool:
+        """Can this be done to the broker? Not to one that the user named by its URL."""
+        return self.local is not None and not self.local.how.startswith("given")
 
     def expendable(self) -> LocalBroker:
         """A broker of the same kind for the cases that kill it, started when first needed."""
         assert self.local is not None
         with self._lock:
             if self._own is None:
-                self._own = _start_local(self.local.name)
+                self._own = _start_local(self.name)
             return self._own
 
     def close(self) -> None:

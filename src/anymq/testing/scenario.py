@@ -53,7 +53,7 @@ class Scenario:
         self.history = History()
         self.observed = Observed()
         self.patience = column.patience
-        own = bool(contract.needs | contract.wants) and column.local is not None
+        own = bool(contract.needs | contract.wants) and column.breakable
         self.local = column.expendable() if own else None
         self.url = self.local.url if self.local else column.url
         self._tag = f"{contract.id.lower()}-{uuid.uuid4().hex[:6]}"
@@ -91,9 +91,11 @@ class Scenario:
         """Must it hold here?"""
         return self.declared(guarantee).level in PROMISED
 
-    def can(self, fault: str) -> bool:
-        """Can this be done to the broker? Only for a contract that needs or wants it."""
-        return self.local is not None and hasattr(self.local, fault)
+    @property
+    def breakable(self) -> bool:
+        """Can the broker be killed, paused, restarted? Only in a contract that needs or wants it:
+        it then has a broker of its own."""
+        return self.local is not None
 
     # objects
 
@@ -172,7 +174,7 @@ class Scenario:
 
     def fault(self, what: str) -> None:
         """Do this to the broker: kill, pause, resume, restart."""
-        assert self.local is not None, f"{self.contract.id} does not say that it needs {what}"
+        assert self.local is not None, f"{self.contract.id} neither needs nor wants {what}"
         self.history.add(Kind.FAULT, text=what)
         getattr(self.local, what)()
 
