@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +22,9 @@ from anymq.spi import (
     Refusal,
 )
 from anymq_redis.envelope import decode
-from anymq_redis.server import Server, socket_of
+from anymq_redis.server import Server, interrupt, socket_of
+
+GRACE = 1.0  # seconds that an interrupted receive() has to return
 
 
 class RedisReceiver(Receiver):
@@ -38,6 +41,7 @@ class RedisReceiver(Receiver):
         self._on_end = on_end
         self._claim = Claim(channel)
         self._stopped = False
+        self._receiving = threading.RLock()  # held by receive(), for close()
         self._heard = time.monotonic()  # when the server last said something
         self._pinged: float | None = None  # since when a PING is not answered
         self._connection = server.open(self._doing)
@@ -47,6 +51,7 @@ class RedisReceiver(Receiver):
         except redis.RedisError as error:
             self._connection.disconnect()
             raise server.translate(error, self._doing) from error
+        self._doing = f"receive from channel {channel!r}"
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -55,6 +60,10 @@ class RedisReceiver(Receiver):
 
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         self._server.check_process()
+        with self._receiving:
+            return self._receive(limit, wait)
+
+    def _receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         if self._claim.ended is not None:
             raise self._claim.ended
         deliveries: list[Delivery] = []
@@ -89,8 +98,18 @@ class RedisReceiver(Receiver):
                 self._waker.send(b"\0")
 
     def close(self, timeout: float) -> None:
-        """Takes no time: what was not received is lost, as for every subscriber that leaves."""
-        self._stopped = True
+        """What was not received is lost, as for every subscriber that leaves. A receive() that
+        still runs is ended; one in the middle of a message is cut off after `timeout` seconds."""
+        self.stop()
+        held = self._receiving.acquire(timeout=timeout)
+        if not held:
+            interrupt(self._connection)
+            held = self._receiving.acquire(timeout=GRACE)
+        self._shut()
+        if held:
+            self._receiving.release()
+
+    def _shut(self) -> None:
         if self._claim.ended is None:
             self._claim.ended = ClosedError(f"{self._claim.name}: the receiver is closed")
         self._selector.close()
@@ -127,7 +146,9 @@ class RedisReceiver(Receiver):
 
     def _lose(self, error: redis.RedisError) -> AnymqError:
         lost = ConnectionLostError(
-            f"{self._server.translate(error, self._doing)}; messages may have been missed"
+            f"{self._server.translate(error, self._doing)}. Messages may have been missed. (A"
+            " subscriber that reads too slowly, or is sent a message of more than 32 MB, is cut"
+            " off by the server: its client-output-buffer-limit for pubsub)"
         )
         lost.__cause__ = error
         self._claim.ended = lost

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 
 import redis
 
@@ -25,7 +23,7 @@ from anymq.spi import (
 )
 from anymq_redis.capabilities import MAX_PAYLOAD
 from anymq_redis.envelope import encode
-from anymq_redis.server import Server, socket_of
+from anymq_redis.server import Server, interrupt
 
 WRITE = 1 << 20  # bytes to collect before they are written, so that large batches are not copied
 GRACE = 1.0  # seconds that an interrupted send has to hand over its outcomes
@@ -70,17 +68,11 @@ class RedisSender(Sender):
     def close(self, timeout: float) -> None:
         """Interrupts what is not answered after `timeout` seconds: its messages are UNKNOWN."""
         if not self._idle.wait(timeout):
-            if self._ended is None:
-                self._interrupt()
+            interrupt(self._connection)
             self._idle.wait(GRACE)
         if not isinstance(self._ended, ClosedError):
             self._ended = ClosedError(f"the sender to channel {self._channel!r} is closed")
             self._connection.disconnect()
-
-    def _interrupt(self) -> None:
-        # Suppressed: the sending thread finds the connection lost, and drops it, at this moment.
-        with suppress(OSError, AttributeError):
-            socket_of(self._connection).shutdown(socket.SHUT_RDWR)
 
     def _check_alive(self) -> None:
         """A connection that died while idle is found here, where certainly nothing was sent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -109,6 +110,13 @@ class Server:
                 " the URL out, channels belong to no database"
             )
         return BrokerError(f"{what}: {error}")
+
+
+def interrupt(connection: Any) -> None:
+    """From any thread: whoever reads from the connection or writes to it finds it lost."""
+    # Suppressed: it was found lost, and dropped, at this very moment.
+    with suppress(OSError, AttributeError):
+        socket_of(connection).shutdown(socket.SHUT_RDWR)
 
 
 def socket_of(connection: Any) -> socket.socket:
