@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from contextlib import suppress
 from typing import Any
 
@@ -99,6 +100,11 @@ class Server:
             return ConnectionLostError(f"{what}: no answer within {self.timeout:g} s")
         if isinstance(error, native.BusyLoadingError):
             return ConnectionLostError(f"{what}: the server is starting: {error}")
+        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+            return ConfigError(
+                f"{what}: its certificate is not trusted: {error.__context__.verify_message}"
+                " (SSL_CERT_FILE names a file of authorities to trust)"
+            )
         if isinstance(error, native.ConnectionError):
             return ConnectionLostError(
                 f"{what}: {error}: check that the server runs there, takes connections, and"
