@@ -550,6 +550,35 @@ def test_a_sender_cut_while_idle_hands_nothing_over(session: Session) -> None:
     assert outcomes == []
 
 
+def test_an_interrupted_send_mixes_up_no_answers(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.receiver()
+    sender = session.sender()
+    connection = sender._connection  # type: ignore[attr-defined]
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection, "read_response", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sender.send([Message(b"a"), Message(b"b")], lambda _: None)
+    monkeypatch.undo()
+    with pytest.raises(ConnectionLostError):
+        sender.send([Message(b"c")], lambda _: None)
+
+
+def test_a_dropped_connection_never_comes_back(session: Session) -> None:
+    receiver, sender = session.receiver(), session.sender()
+    receiver._connection.disconnect()  # type: ignore[attr-defined]
+    sender._connection.disconnect()  # type: ignore[attr-defined]
+    with pytest.raises(ConnectionLostError):
+        receiver.receive(1, 0.0)
+    with pytest.raises(ConnectionLostError):
+        sender.send([Message(b"a")], lambda _: None)
+    assert len(session.ended) == 1
+
+
 def test_no_answer_is_unknown_and_ends_the_sender(session: Session) -> None:
     receiver = session.receiver()
     sender = session.sender(adapter=session.connect("timeout=300ms"))

@@ -39,8 +39,8 @@ class RedisSender(Sender):
         self._envelope = envelope
         self._doing = f"publish to channel {channel!r}"
         name = channel.encode("utf-8", "surrogateescape")
-        # The command up to the length of the payload, ready made: redis-py packs each message's
-        # three arguments anew, which is a third of what publishing costs.
+        # The command up to the length of the payload, ready made: redis-py would check, encode
+        # and join all three arguments for every message.
         self._command = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
         self._ended: AnymqError | None = None
         self._idle = threading.Event()
@@ -56,10 +56,10 @@ class RedisSender(Sender):
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
         self._server.check_process()
-        if self._ended is not None:
-            raise self._ended
-        self._idle.clear()
+        self._idle.clear()  # before the look at _ended: close() sets that and then waits for this
         try:
+            if self._ended is not None:
+                raise self._ended
             self._check_alive()
             done(self._publish(batch))
         finally:
@@ -67,12 +67,11 @@ class RedisSender(Sender):
 
     def close(self, timeout: float) -> None:
         """Interrupts what is not answered after `timeout` seconds: its messages are UNKNOWN."""
+        self._ended = ClosedError(f"the sender to channel {self._channel!r} is closed")
         if not self._idle.wait(timeout):
             interrupt(self._connection)
             self._idle.wait(GRACE)
-        if not isinstance(self._ended, ClosedError):
-            self._ended = ClosedError(f"the sender to channel {self._channel!r} is closed")
-            self._connection.disconnect()
+        self._connection.disconnect()
 
     def _check_alive(self) -> None:
         """A connection that died while idle is found here, where certainly nothing was sent."""
@@ -97,6 +96,9 @@ class RedisSender(Sender):
             # Some may have left before it broke: none of the rest is certainly not published.
             unknown = self._unknown(error)
             answers += [unknown] * (len(commands) - len(answers))
+        except BaseException:  # KeyboardInterrupt: the next batch must not read these answers
+            self._connection.disconnect()
+            raise
         if len(answers) == len(outcomes):
             return answers
         left = iter(answers)
@@ -130,7 +132,7 @@ class RedisSender(Sender):
         if self._ended is None:
             self._ended = self._server.translate(error, self._doing)
             self._ended.__cause__ = error
-            self._connection.disconnect()
+        self._connection.disconnect()
         return self._ended
 
     def _unknown(self, error: redis.RedisError) -> SendOutcome:

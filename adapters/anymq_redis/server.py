@@ -63,14 +63,15 @@ class Server:
         return redis.Redis(connection_pool=pool)
 
     def open(self, doing: str) -> Any:
-        """A connected, authenticated redis.Connection. (Any: redis-py types its methods in part.)
-        It reconnects only when used after it was disconnected, which nobody here does."""
+        """A connected, authenticated redis.Connection, which never connects again: once lost, all
+        that is tried with it raises. (Any: redis-py types its methods only in part.)"""
         self.check_process()
         connection: Any = self._class(**self._settings)
         try:
             connection.connect()
         except redis.RedisError as error:
             raise self.translate(error, doing) from error
+        connection.redis_connect_func = _refuse
         return connection
 
     def check_process(self) -> None:
@@ -116,6 +117,12 @@ class Server:
                 " the URL out, channels belong to no database"
             )
         return BrokerError(f"{what}: {error}")
+
+
+def _refuse(connection: Any) -> None:
+    """In place of redis-py's greeting. It reconnects whenever a connection that it dropped, after
+    an interrupt too, is used again: answers would be mixed up and a subscriber hear nothing."""
+    raise redis.ConnectionError("the connection was lost")
 
 
 def interrupt(connection: Any) -> None:
