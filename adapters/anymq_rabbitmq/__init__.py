@@ -1,0 +1,58 @@
+"""RabbitMQ for anymq: rabbitmq:// and amqp://, with TLS rabbitmqs:// and amqps://. The README
+beside this file says what it gives and what it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from anymq.spi import Adapter, Backend, Option, Url
+from anymq_rabbitmq.capabilities import declare
+
+__all__ = ["BACKEND"]
+
+
+def _connect(url: Url, options: Mapping[str, Any]) -> Adapter:
+    from anymq_rabbitmq.adapter import connect  # the client library is imported on first use
+
+    return connect(url, options)
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text)
+    if not match:
+        raise ValueError("write seconds, or 500ms, 30s, 15m, 2h")
+    return float(match[1]) * {"ms": 0.001, "m": 60.0, "h": 3600.0}.get(match[2], 1.0)
+
+
+def _timeout(text: str) -> float:
+    value = _duration(text)
+    if value <= 0:
+        raise ValueError("it must be more than 0")
+    return value
+
+
+def _heartbeat(text: str) -> int:
+    """AMQP negotiates whole seconds, and 0 would switch off the only way to notice a dead peer."""
+    value = _duration(text)
+    if value < 1 or value != int(value):
+        raise ValueError("it must be a whole number of seconds, 1 or more")
+    return int(value)
+
+
+BACKEND = Backend(
+    name="RabbitMQ",
+    schemes=("rabbitmq", "rabbitmqs", "amqp", "amqps"),
+    declare=declare,
+    connect=_connect,
+    options={
+        "heartbeat": Option(
+            _heartbeat,
+            5,
+            "how often both sides show that they live; a silent one is given up"
+            " after 2 x (heartbeat + 5) seconds",
+        ),
+        "timeout": Option(_timeout, 10.0, "how long to wait for a connection to one host"),
+    },
+)

@@ -1,0 +1,118 @@
+"""One session with one RabbitMQ: a connection for consuming and asking, another for publishing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from anymq.spi import (
+    Adapter,
+    Capabilities,
+    Claim,
+    ClosedError,
+    Depth,
+    Mode,
+    Receiver,
+    Sender,
+    Subscription,
+    Topic,
+    Url,
+)
+from anymq_rabbitmq import topology
+from anymq_rabbitmq.capabilities import declare
+from anymq_rabbitmq.connection import Connection
+from anymq_rabbitmq.connection import connect as open_connection
+from anymq_rabbitmq.receiver import RabbitReceiver
+from anymq_rabbitmq.sender import RabbitSender
+from anymq_rabbitmq.topology import Route, queue_of
+
+
+def connect(url: Url, options: Mapping[str, Any]) -> Adapter:
+    """Raises ConnectionLostError, AuthenticationError, AuthorizationError or NotFoundError (the
+    virtual host)."""
+    return RabbitAdapter(url, options)
+
+
+class RabbitAdapter(Adapter):
+    """Two connections, because RabbitMQ stops reading from one that publishes during an alarm,
+    and its acks with it. The publishing one is opened by the first sender.
+
+    `native` is the consuming pika.SelectConnection. It belongs to its I/O thread: reach it with
+    native.ioloop.add_callback_threadsafe.
+    """
+
+    def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
+        self._url, self._options = url, options
+        self._lock = threading.Lock()
+        self._closed = False
+        self._publishing: Connection | None = None
+        self._consuming = open_connection(url, options, "consuming")
+        self.native = self._consuming.native
+        self.server = f"RabbitMQ {self.native.server_properties.get('version', '')}".strip()
+
+    def capabilities(self, at: Topic | Subscription) -> Capabilities:
+        return declare(self._options, at, self.server)
+
+    def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
+        for each in what:
+            topology.provision(self._consuming, each, mode)
+
+    def sender(self, topic: Topic) -> Sender:
+        limit = self.capabilities(topic).limits.body
+        assert limit is not None
+        return RabbitSender(self._publisher(), Route.of(topic), limit)
+
+    def _publisher(self) -> Connection:
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the session with RabbitMQ is closed")
+            if self._publishing is None:
+                self._publishing = open_connection(self._url, self._options, "publishing")
+            return self._publishing
+
+    def receiver(
+        self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
+    ) -> Receiver:
+        topology.check_options(subscription)
+        return RabbitReceiver(
+            self._consuming, queue_of(subscription), prefetch, subscription.ordered, on_end
+        )
+
+    def depth(self, subscription: Subscription) -> Depth:
+        """Ready messages only. RabbitMQ tells nothing else over AMQP: not what is unsettled, and
+        not the letters that wait for their target."""
+        queue = queue_of(subscription)
+        answer = self._consuming.ask(
+            lambda channel, answered: channel.queue_declare(queue, passive=True, callback=answered),
+            f"queue {queue!r}",
+        )
+        return Depth(ready=int(answer.message_count), exact=True)
+
+    def purge(self, subscription: Subscription) -> None:
+        queue = queue_of(subscription)
+        self._consuming.ask(
+            lambda channel, answered: channel.queue_purge(queue, callback=answered),
+            f"queue {queue!r}",
+        )
+
+    def remove(self, what: Topic | Subscription) -> None:
+        topology.remove(self._consuming, what)
+
+    def check(self) -> None:
+        """Both connections where both are open: each can be lost alone."""
+        for connection in (self._consuming, self._publishing):
+            if connection is not None:
+                connection.ask(
+                    lambda channel, answered: channel.basic_qos(
+                        prefetch_count=1, callback=answered
+                    ),
+                    "the check",
+                )
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        if self._publishing is not None:
+            self._publishing.close()
+        self._consuming.close()

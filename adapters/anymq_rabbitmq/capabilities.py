@@ -1,0 +1,266 @@
+"""What RabbitMQ's quorum queues give through this adapter. Pure data: no connection, no pika.
+
+"seen on" names the server versions on which the fact was observed; the others come from the pages
+named. `tests/test_rabbitmq.py` holds those that can be shown on one machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from anymq.spi import DEAD, Capabilities, Fact, Guarantee, Level, Limits, Scope, Subscription, Topic
+
+ASSUMED = "RabbitMQ 4.0 or later"
+ALL = "seen on 4.3.6, 4.0.5 and 3.10.8"
+SEEN = "seen on 4.3.6 and 4.0.5"
+DOCS = "rabbitmq.com/docs/"
+MOST_DELIVERIES = 1_000_000
+MIB = 1 << 20
+HEADERS = 128_000  # one frame of 131,072 bytes carries them, with key, id and the other properties
+
+G = Guarantee
+
+NATIVE: dict[Guarantee, tuple[str, str]] = {
+    G.SEND_CONFIRMED: (
+        "publisher confirms: a quorum queue answers when a majority of its members has it",
+        DOCS + "confirms",
+    ),
+    G.SEND_PERSISTENT: (
+        "quorum queues write to disk before they confirm; only a queue declared less than a second"
+        " before a kill -9 was seen to come back empty",
+        ALL,
+    ),
+    G.SEND_UNROUTABLE_REPORTED: ("mandatory: what no queue gets is returned", ALL),
+    G.EXPIRY: (
+        "the expiration property; what expires is moved to the dead letters where there are any",
+        DOCS + "ttl",
+    ),
+    G.RETAINED_WITHOUT_CONSUMER: ("the queue keeps it until it is acked", DOCS + "queues"),
+    G.AT_LEAST_ONCE: ("what is not acked is delivered again", DOCS + "confirms"),
+    G.NO_DUPLICATES_UNDISTURBED: (
+        "delivered again only after a nack, a lost connection or the consumer timeout",
+        DOCS + "confirms",
+    ),
+    G.ACK_EACH: ("basic.ack of one delivery tag, in any order", ALL),
+    G.ACK_FINAL: ("an applied ack removes it from every member of the queue", ALL),
+    G.NACK: ("basic.reject(requeue), which counts as an attempt on every version", ALL),
+    G.REDELIVERY_ON_CRASH: (
+        "a closed socket gives everything back at once; a peer that went silent is noticed after"
+        " 2 x (heartbeat + 5) seconds",
+        ALL,
+    ),
+    G.COMPETING: ("consumers of one queue share it; ordered, one is active at a time", ALL),
+    G.FAN_OUT: ("a fanout exchange copies to every bound queue", ALL),
+    G.HEADERS: (
+        "a table in the message; x-death and the like are RabbitMQ's, CC and BCC are routing, and"
+        " both are refused",
+        ALL,
+    ),
+    G.BINARY: ("the body is bytes and travels as it is", ALL),
+    G.FOREIGN_READABLE: (
+        "anymq uses AMQP's own properties and headers; foreign values of other types are shown as"
+        " text",
+        ALL,
+    ),
+    G.DEPTH: ("a passive declare tells what is ready, not what is in flight", ALL),
+    G.PURGE: ("queue.purge deletes what is ready", ALL),
+}
+
+EMULATED: dict[Guarantee, tuple[str, str, str]] = {
+    G.ACK_CONFIRMED: (
+        "RabbitMQ answers no ack, but an answer on the same channel proves those before it",
+        ALL,
+        "one round trip for each ack(wait=True) or flush",
+    ),
+    G.STALE_SETTLE_REPORTED: (
+        "RabbitMQ closes the channel over a stale tag; the adapter refuses it before",
+        SEEN,
+        "one entry in memory for each unsettled delivery; an ack that crosses a lost connection is"
+        " told by the end of the claim or by ack(wait=True)",
+    ),
+    G.NACK_DELAY: (
+        "RabbitMQ takes no delay per nack: the consumer holds the message and hands it out again",
+        "seen on 4.3.6: x-delayed-retry-* is one rule per queue, headers have no effect",
+        "a place of the prefetch while it waits; a crash ends the delay at once",
+    ),
+    G.DEAD_LETTER: (
+        "sent to the dead-letter topic, confirmed, then acked",
+        "",
+        "a round trip, and a second letter of the same id after a crash between",
+    ),
+    G.MAX_ATTEMPTS: (
+        "counted by the broker, enforced by the consumer, so that a message is always handled"
+        " before it is parked",
+        "",
+        "as dead_letter.explicit",
+    ),
+    G.DEAD_LETTER_REASON: (
+        "anymq-dead-* headers; for letters that RabbitMQ moved they are read from x-death",
+        SEEN,
+        "four headers on a letter",
+    ),
+    G.DEAD_LETTER_NO_LOSS: (
+        "acked only when the letter is confirmed; RabbitMQ's own moves are at-least-once too",
+        SEEN,
+        "a second letter of the same id after a crash between; where the target of RabbitMQ's own"
+        " move is missing, it waits unseen in its queue",
+    ),
+}
+
+ABSENT: dict[Guarantee, tuple[str, str]] = {
+    G.SEND_IDEMPOTENT: ("a queue knows no ids: what is sent twice is there twice", ALL),
+    G.SEND_ORDER_ON_FAILURE: (
+        "sends are pipelined: those after a failed one are on their way, and are stored",
+        ALL,
+    ),
+    G.DEDUPLICATION: (
+        "a queue knows no ids; only streams do, by another protocol",
+        DOCS + "streams",
+    ),
+    G.REPLAY: ("a queue deletes what was acked; only a stream keeps it", DOCS + "streams"),
+    G.SEEK_TIME: ("a queue deletes what was acked; only a stream keeps it", DOCS + "streams"),
+    G.EXACTLY_ONCE: ("an ack and the work it stands for cannot be one step", DOCS + "confirms"),
+    G.LEASE_EXTEND: ("the consumer timeout cannot be prolonged", DOCS + "consumers"),
+}
+
+PLANNED: dict[Guarantee, tuple[str, str]] = {
+    G.DELAY: ("one queue with a TTL for each delay, which dead-letters to the topic", ALL),
+    G.PRIORITY: (
+        "quorum queues have 32 strict levels from 4.3 on; before, classic queues have them",
+        SEEN,
+    ),
+    G.LEASE_EXPIRY: (
+        "x-consumer-timeout; today the broker's 30 minutes hold, for every queue",
+        SEEN,
+    ),
+    G.EPHEMERAL: ("an exclusive classic queue, gone with its connection", DOCS + "queues"),
+    G.PATTERN: ("a topic exchange, bound with a pattern", DOCS + "exchanges"),
+}
+
+
+def version_of(server: str | None) -> tuple[int, int] | None:
+    """(4, 3) of "RabbitMQ 4.3.6"; None where nothing is known."""
+    match = re.search(r"(\d+)\.(\d+)", server or "")
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def declare(
+    options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
+) -> Capabilities:
+    version = version_of(server)
+    facts = {need: Fact(Level.NATIVE, *texts) for need, texts in NATIVE.items()}
+    facts |= {need: Fact(Level.EMULATED, *texts) for need, texts in EMULATED.items()}
+    facts |= {need: Fact(Level.ABSENT, *texts) for need, texts in ABSENT.items()}
+    facts |= {need: Fact(Level.PLANNED, *texts) for need, texts in PLANNED.items()}
+    ordered = isinstance(at, Subscription) and at.ordered
+    facts |= _order(ordered)
+    facts |= _counting(at, ordered, version)
+    if at.address is not None:
+        facts |= _address(at, ordered)
+    old = version is not None and version < (4, 0)
+    return Capabilities(
+        facts,
+        Limits(
+            body=128 * MIB if old else 16 * MIB,
+            headers=HEADERS,
+            attempts=(1, MOST_DELIVERIES),
+            order=Scope.QUEUE if ordered else Scope.NONE,
+            redelivery=frozenset({"nack", "disconnect"}),
+        ),
+        "RabbitMQ quorum queue, single active consumer" if ordered else "RabbitMQ quorum queue",
+        server,
+        () if version else (ASSUMED,),
+    )
+
+
+def _order(ordered: bool) -> dict[Guarantee, Fact]:
+    if ordered:
+        fact = Fact(
+            Level.NATIVE,
+            "a single active consumer that holds one delivery at a time; what it gives back comes"
+            " first again",
+            ALL,
+        )
+        return dict.fromkeys(
+            (G.ORDER_QUEUE, G.ORDER_PER_KEY, G.ORDER_AFTER_NACK, G.ORDER_COMPETING), fact
+        )
+    usually = Fact(
+        Level.BEST_EFFORT,
+        "first in, first out, until something is given back: use ordered=True",
+        ALL,
+    )
+    overtaken = Fact(
+        Level.ABSENT, "what was prefetched overtakes what is given back: use ordered=True", ALL
+    )
+    shared = Fact(
+        Level.ABSENT, "consumers of one queue take turns, whatever the key: use ordered=True", ALL
+    )
+    return {
+        G.ORDER_QUEUE: usually,
+        G.ORDER_PER_KEY: usually,
+        G.ORDER_AFTER_NACK: overtaken,
+        G.ORDER_COMPETING: shared,
+    }
+
+
+def _counting(
+    at: Topic | Subscription, ordered: bool, version: tuple[int, int] | None
+) -> dict[Guarantee, Fact]:
+    counted = Fact(
+        Level.NATIVE, "x-delivery-count; not redelivered is the first, whatever it says", ALL
+    )
+    if isinstance(at, Subscription) and at.name == DEAD:
+        counted = Fact(
+            Level.BEST_EFFORT,
+            "a letter that RabbitMQ itself moved may bring the count of its old queue along, and"
+            " nothing says so: then it is unknown",
+            "seen on 4.3.6",
+        )
+    return {
+        G.ATTEMPT_COUNT: counted,
+        G.MAX_ATTEMPTS_CRASH: Fact(
+            Level.NATIVE, "x-delivery-limit, set to Subscription.broker_limit - 1", ALL
+        ),
+        G.RELEASE_UNCOUNTED: _release(ordered, version),
+    }
+
+
+def _release(ordered: bool, version: tuple[int, int] | None) -> Fact:
+    if ordered:
+        return Fact(
+            Level.ABSENT,
+            "keeping the order means to close the channel with the delivery on it, which counts",
+            ALL,
+        )
+    reason = "basic.nack(requeue) counts nothing from 4.3 on, and one attempt before"
+    if version is None:
+        return Fact(Level.DEPENDS, reason, ALL)
+    return Fact(Level.NATIVE if version >= (4, 3) else Level.ABSENT, reason, ALL)
+
+
+def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
+    """What the arguments of a queue or the type of an exchange decide, which are not ours here."""
+    theirs = "at an address its own arguments decide, and anymq cannot see them"
+    if isinstance(at, Topic):
+        if at.address is not None and at.address.startswith("/"):
+            return {G.FAN_OUT: Fact(Level.ABSENT, "the default exchange leads to one queue", ALL)}
+        return {G.FAN_OUT: Fact(Level.BEST_EFFORT, theirs)}
+    found = {
+        need: Fact(Level.BEST_EFFORT, theirs)
+        for need in (
+            G.MAX_ATTEMPTS_CRASH,
+            G.ATTEMPT_COUNT,
+            G.SEND_PERSISTENT,
+            G.SEND_CONFIRMED,
+            G.RELEASE_UNCOUNTED,
+        )
+    }
+    if ordered:
+        found |= {
+            need: Fact(Level.BEST_EFFORT, theirs)
+            for need in (G.ORDER_QUEUE, G.ORDER_PER_KEY, G.ORDER_AFTER_NACK)
+        }
+        found[G.ORDER_COMPETING] = Fact(Level.ABSENT, theirs)
+    return found

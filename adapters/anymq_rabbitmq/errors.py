@@ -1,0 +1,89 @@
+"""The one place where pika's errors become anymq's."""
+
+from __future__ import annotations
+
+from pika import exceptions as pika
+
+from anymq.spi import (
+    AnymqError,
+    AuthenticationError,
+    AuthorizationError,
+    BrokerError,
+    ConfigConflictError,
+    ConnectionLostError,
+    NotFoundError,
+)
+
+ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 406, 530
+
+
+def connecting(error: BaseException, place: str, user: str, vhost: str) -> AnymqError:
+    """Why no connection could be opened to `place`, a host:port."""
+    cause = _root(error)
+    code = cause.reply_code if isinstance(cause, pika.ConnectionClosedByBroker) else None
+    text = str(cause)
+    denied = code == NOT_ALLOWED or isinstance(cause, pika.ProbableAccessDeniedError)
+    if code == ACCESS_REFUSED or isinstance(
+        cause, (pika.AuthenticationError, pika.ProbableAuthenticationError)
+    ):
+        found: AnymqError = AuthenticationError(
+            f"RabbitMQ at {place} does not accept user {user!r} with this password"
+        )
+    elif denied and "not found" in text:
+        found = NotFoundError(
+            f"RabbitMQ at {place} has no virtual host {vhost!r}: create it with"
+            f" `rabbitmqctl add_vhost {vhost}`, or name another one as the path of the URL"
+        )
+    elif denied:
+        found = AuthorizationError(
+            f"user {user!r} may not use virtual host {vhost!r} of RabbitMQ at {place}"
+        )
+    else:
+        found = ConnectionLostError(
+            f"no RabbitMQ answers at {place} ({describe(cause)}): is it running, and is this its"
+            " host and AMQP port?"
+        )
+    found.__cause__ = cause
+    return found
+
+
+def lost(error: BaseException, place: str) -> ConnectionLostError:
+    """An open connection to `place` ended."""
+    found = ConnectionLostError(f"the connection to RabbitMQ at {place} ended: {describe(error)}")
+    found.__cause__ = error
+    return found
+
+
+def refused(error: BaseException, what: str, place: str) -> AnymqError:
+    """Why `what` (e.g. "queue 'orders_billing'") could not be had: its channel was closed."""
+    if not isinstance(error, pika.ChannelClosedByBroker):
+        return error if isinstance(error, AnymqError) else lost(error, place)
+    code, text = error.reply_code, error.reply_text
+    if code == NOT_FOUND:
+        found: AnymqError = NotFoundError(f"{what} does not exist: {text}")
+    elif code == ACCESS_REFUSED:
+        found = AuthorizationError(f"{what}: {text}")
+    elif code == PRECONDITION_FAILED and "inequivalent" in text:
+        found = ConfigConflictError(f"{what} exists and differs: {text}")
+    else:
+        found = BrokerError(f"{what}: RabbitMQ refused with {code} {text}")
+    found.__cause__ = error
+    return found
+
+
+def describe(error: BaseException) -> str:
+    """One line that says something, where str(error) may be empty or a tuple."""
+    if isinstance(error, (pika.ChannelClosedByBroker, pika.ConnectionClosedByBroker)):
+        return f"{error.reply_code} {error.reply_text}"
+    return str(error) or type(error).__name__
+
+
+def _root(error: BaseException) -> BaseException:
+    """pika wraps what happened to each attempt in one or more layers of exceptions."""
+    while True:
+        inner = getattr(error, "exceptions", None) or error.args
+        last = inner[-1] if inner else None
+        deeper = getattr(last, "exception", None) or last
+        if not isinstance(deeper, BaseException):
+            return error
+        error = deeper

@@ -1,0 +1,254 @@
+"""Message to AMQP frames, and pika's properties to Message.
+
+Outgoing frames are encoded here and not by pika: it costs a tenth of the time, carries bytes that
+are not UTF-8 (surrogateescape), and finds what is too long before anything is on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from struct import pack
+from typing import Any
+
+from pika import frame as pika_frame
+from pika import spec
+
+from anymq.spi import (
+    NO_HEADERS,
+    InvalidMessageError,
+    Message,
+    PlannedError,
+    RejectedError,
+    TooLargeError,
+)
+
+SHORT = 255  # bytes of a short string: AMQP counts them in one byte
+TAG = "anymq-tag"  # tells two messages with one id apart when the broker returns one of them
+BROKER_HEADERS = frozenset(
+    [
+        "x-delivery-count",
+        "x-acquired-count",
+        "x-death",
+        *(
+            f"x-{which}-death-{what}"
+            for which in ("first", "last")
+            for what in ("queue", "reason", "exchange")
+        ),
+    ]
+)
+ROUTING_HEADERS = frozenset(["CC", "BCC"])  # the broker sends copies to the queues they name
+
+# Property flags of the basic class, in the order in which the properties follow.
+CONTENT_TYPE, HEADERS, DELIVERY_MODE = 1 << 15, 1 << 13, 1 << 12
+CORRELATION_ID, REPLY_TO, EXPIRATION, MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 << 7
+PERSISTENT = b"\x02"
+BASIC, END = 60, b"\xce"
+TIME, KEY, EXPIRES = b"\x0aanymq-timel", b"\x09anymq-keyS", b"\x0danymq-expiresl"
+REASONS = {"delivery_limit": "broker_limit"}
+
+
+class Encoder:
+    """Makes the frames of messages to one exchange and routing key, for one channel."""
+
+    def __init__(
+        self, channel: int, exchange: str, routing_key: str, body_limit: int, frame_payload: int
+    ) -> None:
+        publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+        self._publish = pika_frame.Method(channel, publish).marshal()
+        self._channel, self._body_limit, self._chunk = channel, body_limit, frame_payload
+
+    def encode(self, message: Message, tag: int | None, parts: list[bytes]) -> None:
+        """Append the frames. Raises what makes the message impossible to send, appending
+        nothing."""
+        body = message.body
+        size = len(body)
+        if size > self._body_limit:
+            raise TooLargeError(
+                f"message {message.id}: its body has {size} bytes, RabbitMQ takes at most"
+                f" {self._body_limit}"
+            )
+        header = _header(message, size, tag)
+        if len(header) > self._chunk:
+            raise TooLargeError(
+                f"message {message.id}: its headers and properties take {len(header)} bytes, one"
+                f" frame takes at most {self._chunk}"
+            )
+        channel, chunk = self._channel, self._chunk
+        parts += (self._publish, pack(">BHI", 2, channel, len(header)), header)
+        if size <= chunk:
+            if size:
+                parts += (END, pack(">BHI", 3, channel, size), body)
+        else:
+            for start in range(0, size, chunk):
+                piece = body[start : start + chunk]
+                parts += (END, pack(">BHI", 3, channel, len(piece)), piece)
+        parts.append(END)
+
+
+def _header(message: Message, size: int, tag: int | None) -> bytes:
+    """The payload of the content header frame."""
+    flags = DELIVERY_MODE
+    content = correlation = reply = expiration = ident = b""
+    if message.delay or message.priority is not None:
+        what = "delay=" if message.delay else "priority="
+        raise PlannedError(f"message {message.id}: {what} is not built yet for RabbitMQ")
+    table = _table(message, tag)
+    if table:
+        flags |= HEADERS
+        table = pack(">I", len(table)) + table
+    if message.id is not None:
+        flags |= MESSAGE_ID
+        ident = _short("the id", message.id)
+    if message.content_type is not None:
+        flags |= CONTENT_TYPE
+        content = _short("content_type", message.content_type)
+    if message.correlation_id is not None:
+        flags |= CORRELATION_ID
+        correlation = _short("correlation_id", message.correlation_id)
+    if message.reply_to is not None:
+        flags |= REPLY_TO
+        reply = _short("reply_to", message.reply_to)
+    if message.expires is not None:
+        flags |= EXPIRATION
+        left = max(0, int((message.expires - time.time()) * 1000))
+        expiration = _short("expires", str(left))
+    return b"".join(
+        (
+            pack(">HHQH", BASIC, 0, size, flags),
+            content,
+            table,
+            PERSISTENT,
+            correlation,
+            reply,
+            expiration,
+            ident,
+        )
+    )
+
+
+def _table(message: Message, tag: int | None) -> bytes:
+    parts: list[bytes] = []
+    if message.timestamp is not None:
+        parts += (TIME, pack(">q", int(message.timestamp * 1000 + 0.5)))
+    if message.key is not None:
+        raw = message.key.encode("utf-8", "surrogateescape")
+        parts += (KEY, pack(">I", len(raw)), raw)
+    if message.expires is not None:
+        parts += (EXPIRES, pack(">q", int(message.expires * 1000)))
+    if tag is not None:
+        parts += (_short("tag", TAG), b"l", pack(">q", tag))
+    for name, value in message.headers.items():
+        if name in BROKER_HEADERS or name in ROUTING_HEADERS:
+            raise RejectedError(f"header {name!r}: RabbitMQ gives this name a meaning of its own")
+        raw = value.encode("utf-8", "surrogateescape")
+        parts += (_short("a header name", name), b"S", pack(">I", len(raw)), raw)
+    return b"".join(parts)
+
+
+def _short(what: str, text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogateescape")
+    if len(raw) > SHORT:
+        raise InvalidMessageError(
+            f"{what} has {len(raw)} bytes, RabbitMQ takes at most {SHORT}: {text!r:.60}"
+        )
+    return bytes((len(raw),)) + raw
+
+
+def decode(properties: Any, body: bytes) -> Message:
+    """What pika delivers, as a message. Never fails: what is foreign becomes readable text."""
+    table = properties.headers or NO_HEADERS
+    ident = properties.message_id
+    message = Message(
+        body,
+        headers=_headers(table) if table else NO_HEADERS,
+        id=ident if ident is None else text(ident),
+        timestamp=_timestamp(table.get("anymq-time"), properties.timestamp),
+    )
+    if "anymq-key" in table:
+        message.key = text(table["anymq-key"])
+    if properties.content_type is not None:
+        message.content_type = text(properties.content_type)
+    if properties.correlation_id is not None:
+        message.correlation_id = text(properties.correlation_id)
+    if properties.reply_to is not None:
+        message.reply_to = text(properties.reply_to)
+    # The broker takes `expiration` away when it dead-letters: a letter does not expire again.
+    expires: Any = table.get("anymq-expires")
+    if properties.expiration is not None and isinstance(expires, int):
+        message.expires = expires / 1000
+    if "x-death" in table and "anymq-dead-reason" not in table:
+        message.headers = {**message.headers, **_burial(table)}
+    return message
+
+
+def attempt(redelivered: bool, table: Mapping[str, Any]) -> int | None:
+    """Deliveries by the broker's count, this one included; None where it cannot be known.
+
+    Not redelivered is the first, whatever a client copied into the headers. The count of a letter
+    was carried over from the queue it died in (4.3) or not (4.0), and nothing says which.
+    """
+    if not redelivered:
+        return 1
+    if "x-death" in table:
+        return None
+    count = table.get("x-delivery-count")
+    if count is None and "x-acquired-count" in table:
+        count = 0  # from 4.3 on: it went back, but only uncounted
+    return None if count is None else int(count) + 1
+
+
+def text(value: Any) -> str:
+    """Any value of an AMQP table as readable text."""
+    if type(value) is str:
+        return value
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode("utf-8", "surrogateescape")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is None or isinstance(value, (bool, dict, list)):
+        return json.dumps(_plain(value), ensure_ascii=False)
+    if isinstance(value, int):
+        return str(int(value))  # pika's long shows itself with an L at the end
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """The same with nothing in it that JSON does not know."""
+    if isinstance(value, dict):
+        return {text(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    return value if value is None or isinstance(value, (bool, float)) else text(value)
+
+
+def _headers(table: Mapping[Any, Any]) -> Mapping[str, str]:
+    shown = {}
+    for key, value in table.items():
+        name = key if type(key) is str else text(key)
+        own = name.startswith("anymq-") and not name.startswith("anymq-dead-")
+        if not own and name not in BROKER_HEADERS:
+            shown[name] = value if type(value) is str else text(value)
+    return shown or NO_HEADERS
+
+
+def _timestamp(ours: Any, native: Any) -> float | None:
+    if isinstance(ours, int):
+        return ours / 1000
+    return float(native) if isinstance(native, int) else None
+
+
+def _burial(table: Mapping[str, Any]) -> dict[str, str]:
+    """anymq's headers for a letter that the broker itself moved."""
+    reason = text(table.get("x-first-death-reason", "unknown"))
+    found = {
+        "anymq-dead-reason": REASONS.get(reason, reason),
+        "anymq-dead-origin": text(table.get("x-first-death-queue", "unknown")),
+    }
+    if reason in REASONS and "x-delivery-count" in table:
+        found["anymq-dead-attempts"] = text(table["x-delivery-count"])
+    return found

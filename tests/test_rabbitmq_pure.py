@@ -1,0 +1,341 @@
+"""The RabbitMQ adapter without a broker: capabilities, options, names, bytes on the wire."""
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pika import BasicProperties, frame, spec
+from pika.compat import long
+
+from anymq.errors import (
+    AnymqError,
+    ConfigError,
+    InvalidMessageError,
+    PlannedError,
+    RejectedError,
+    TooLargeError,
+)
+from anymq.message import Message
+from anymq.spi import DEAD, Guarantee, Level, Scope, Subscription, Topic, Url
+from anymq.url import read_options
+from anymq_rabbitmq import BACKEND
+from anymq_rabbitmq.topology import UNLIMITED, Route, arguments, queue_of
+from anymq_rabbitmq.wire import Encoder, attempt, decode
+
+ORDERS = Topic("orders")
+PAYLOAD = 131_064  # of one frame, by the usual negotiation
+declare = BACKEND.declare
+
+
+def frames(message: Message, tag: int | None = None, body_limit: int = 1 << 24) -> bytes:
+    parts: list[bytes] = []
+    Encoder(1, "orders", "", body_limit, PAYLOAD).encode(message, tag, parts)
+    return b"".join(parts)
+
+
+def parsed(data: bytes) -> list[Any]:
+    """What pika reads from it, to the last byte."""
+    found = []
+    while data:
+        used, one = frame.decode_frame(data)
+        assert one is not None
+        found.append(one)
+        data = data[used:]
+    return found
+
+
+def carried(message: Message, tag: int | None = None) -> Message:
+    method, header, *bodies = parsed(frames(message, tag))
+    assert method.method.mandatory
+    body = b"".join(each.fragment for each in bodies)
+    assert header.body_size == len(body)
+    assert header.properties.delivery_mode == 2
+    return decode(header.properties, body)
+
+
+# capabilities
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        ORDERS,
+        Topic("jobs", "/legacy"),
+        Subscription(ORDERS, "billing", dead_letter=True),
+        Subscription(ORDERS, "billing", ordered=True),
+        Subscription(ORDERS, "billing", "legacy", ordered=True),
+        Subscription(ORDERS, DEAD),
+    ],
+)
+@pytest.mark.parametrize("server", [None, "RabbitMQ 3.10.8", "RabbitMQ 4.0.5", "RabbitMQ 4.3.6"])
+def test_every_guarantee_has_a_fact(at: Topic | Subscription, server: str | None) -> None:
+    found = declare({}, at, server)
+    assert set(found.facts) == set(Guarantee)
+    for fact in found.facts.values():
+        assert fact.reason
+        assert bool(fact.cost) == (fact.level is Level.EMULATED)
+        assert fact.level is not Level.DEPENDS or server is None
+    assert bool(found.assumed) == (server is None)
+
+
+def test_what_the_version_decides() -> None:
+    billing = Subscription(ORDERS, "billing")
+    levels = [
+        declare({}, billing, server).level(Guarantee.RELEASE_UNCOUNTED)
+        for server in (None, "RabbitMQ 4.2.1", "RabbitMQ 4.3.6", "RabbitMQ 5.0.0")
+    ]
+    assert levels == [Level.DEPENDS, Level.ABSENT, Level.NATIVE, Level.NATIVE]
+    assert declare({}, ORDERS, "RabbitMQ 3.10.8").limits.body == 128 << 20
+    assert declare({}, ORDERS).limits.body == 16 << 20
+
+
+def test_what_ordered_decides() -> None:
+    plain, ordered = (
+        declare({}, Subscription(ORDERS, "billing", ordered=which), "RabbitMQ 4.3.6")
+        for which in (False, True)
+    )
+    assert plain.limits.order is Scope.NONE
+    assert ordered.limits.order is Scope.QUEUE
+    for need in (Guarantee.ORDER_AFTER_NACK, Guarantee.ORDER_COMPETING):
+        assert plain.level(need) is Level.ABSENT
+        assert ordered.level(need) is Level.NATIVE
+    assert ordered.level(Guarantee.RELEASE_UNCOUNTED) is Level.ABSENT
+
+
+def test_the_client_library_is_imported_on_first_use() -> None:
+    script = (
+        "import sys, anymq_rabbitmq; from anymq.spi import Topic;"
+        "anymq_rabbitmq.BACKEND.declare({}, Topic('orders')); print('pika' in sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == "False"
+
+
+# options and names
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [("", (5, 10.0)), ("?heartbeat=2&timeout=500ms", (2, 0.5)), ("?heartbeat=1m", (60, 10.0))],
+)
+def test_options(query: str, expected: tuple[int, float]) -> None:
+    found = read_options(Url.parse(f"rabbitmq://localhost{query}"), BACKEND.options)
+    assert (found["heartbeat"], found["timeout"]) == expected
+
+
+@pytest.mark.parametrize("query", ["heartbeat=0", "heartbeat=1.5", "timeout=0", "timeout=x"])
+def test_bad_options(query: str) -> None:
+    with pytest.raises(ConfigError, match="option"):
+        read_options(Url.parse(f"rabbitmq://localhost?{query}"), BACKEND.options)
+
+
+def test_routes() -> None:
+    assert Route.of(ORDERS) == Route("orders", "")
+    assert Route.of(Topic("jobs", "/legacy.jobs")) == Route("", "legacy.jobs")
+    assert Route.of(Topic("jobs", "amq.topic/a/b")) == Route("amq.topic", "a/b")
+    assert Route.of(Topic("jobs", "events")) == Route("events", "")
+
+
+@pytest.mark.parametrize("address", ["/", "a\nb", "/" + "x" * 256])
+def test_addresses_that_would_harm_the_connection(address: str) -> None:
+    with pytest.raises(ConfigError, match="address"):
+        Route.of(Topic("jobs", address))
+
+
+def test_a_queue_address_is_verbatim() -> None:
+    assert queue_of(Subscription(ORDERS, "billing", "My queue/ü")) == "My queue/ü"
+    with pytest.raises(ConfigError, match="line breaks"):
+        queue_of(Subscription(ORDERS, "billing", "a\nb"))
+
+
+def test_arguments() -> None:
+    plain = arguments(Subscription(ORDERS, "billing"))
+    assert plain == {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
+    parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20))
+    assert parked["x-delivery-limit"] == 199  # 200 deliveries
+    assert parked["x-dead-letter-exchange"] == "orders_billing_dead"
+    assert "x-dead-letter-routing-key" not in parked
+    assert parked["x-dead-letter-strategy"] == "at-least-once"
+    assert parked["x-overflow"] == "reject-publish"
+    away = arguments(Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")))
+    assert (away["x-dead-letter-exchange"], away["x-dead-letter-routing-key"]) == ("", "morgue.q")
+    assert arguments(Subscription(ORDERS, "billing", ordered=True))["x-single-active-consumer"]
+
+
+def test_dead_letters_are_never_thrown_away() -> None:
+    letters = Subscription(ORDERS, "billing", dead_letter=True).dead_letters
+    assert arguments(letters)["x-delivery-limit"] == UNLIMITED
+
+
+# the wire, outgoing
+
+
+def test_the_frames_are_those_of_pika() -> None:
+    message = Message(
+        b"body",
+        "key",
+        {"a": "1", "ü": "ö"},
+        "id-1",
+        1_700_000_000.123,
+        "text/plain",
+        "c-1",
+        "replies",
+    )
+    table: dict[str, Any] = {"anymq-time": long(1_700_000_000_123), "anymq-key": "key"}
+    properties = BasicProperties(
+        content_type="text/plain",
+        headers=table | {"a": "1", "ü": "ö"},
+        delivery_mode=2,
+        correlation_id="c-1",
+        reply_to="replies",
+        message_id="id-1",
+    )
+    publish = spec.Basic.Publish(exchange="orders", routing_key="", mandatory=True)
+    assert frames(message) == (
+        frame.Method(1, publish).marshal()
+        + frame.Header(1, 4, properties).marshal()
+        + frame.Body(1, b"body").marshal()
+    )
+
+
+TEXT = st.text(max_size=40) | st.binary(max_size=40).map(
+    lambda raw: raw.decode("utf-8", "surrogateescape")
+)
+NAMES = st.text(min_size=1, max_size=40).filter(
+    lambda name: not name.startswith(("anymq-", "x-")) and name not in ("CC", "BCC")
+)
+
+
+@given(
+    st.builds(
+        Message,
+        body=st.binary(max_size=100),
+        key=st.none() | TEXT,
+        headers=st.dictionaries(NAMES, TEXT, max_size=4),
+        id=st.none() | TEXT,
+        timestamp=st.none() | st.integers(0, 4_000_000_000_000).map(lambda ms: ms / 1000),
+        content_type=st.none() | TEXT,
+        correlation_id=st.none() | TEXT,
+        reply_to=st.none() | TEXT,
+    ),
+    st.none() | st.integers(1, 1 << 60),
+)
+def test_what_is_sent_arrives(message: Message, tag: int | None) -> None:
+    assert carried(message, tag) == message
+
+
+@pytest.mark.parametrize("size", [0, 1, PAYLOAD, PAYLOAD + 1, 3 * PAYLOAD, 3 * PAYLOAD + 5])
+def test_large_bodies_take_several_frames(size: int) -> None:
+    found = parsed(frames(Message(b"x" * size)))
+    assert all(len(each.fragment) <= PAYLOAD for each in found[2:])
+    assert sum(len(each.fragment) for each in found[2:]) == size
+
+
+def test_expiry_travels_natively_and_absolutely() -> None:
+    expires = time.time() + 60
+    header = parsed(frames(Message(b"", expires=expires)))[1]
+    assert 59_000 < int(header.properties.expiration) <= 60_000
+    assert decode(header.properties, b"").expires == pytest.approx(expires, abs=0.001)
+    header.properties.expiration = None  # what the broker does when it dead-letters
+    assert decode(header.properties, b"").expires is None
+    past = parsed(frames(Message(b"", expires=time.time() - 60)))[1]
+    assert past.properties.expiration == "0"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "text"),
+    [
+        (Message(b"12345"), TooLargeError, "5 bytes, RabbitMQ takes at most 4"),
+        (Message(b"", headers={"a": "x" * PAYLOAD}), TooLargeError, f"at most {PAYLOAD}"),
+        (Message(b"", id="ü" * 128), InvalidMessageError, "256 bytes"),
+        (Message(b"", headers={"a" * 256: ""}), InvalidMessageError, "a header name has 256"),
+        (Message(b"", correlation_id="a" * 256), InvalidMessageError, "correlation_id"),
+        (Message(b"", headers={"CC": "queue"}), RejectedError, "'CC'"),
+        (Message(b"", headers={"x-death": ""}), RejectedError, "'x-death'"),
+        (Message(b"", delay=1), PlannedError, "delay="),
+        (Message(b"", priority=0), PlannedError, "priority="),
+    ],
+)
+def test_what_cannot_be_sent(message: Message, kind: type[AnymqError], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        frames(message, body_limit=4)
+
+
+# the wire, incoming
+
+
+def test_foreign_values_become_readable_text() -> None:
+    table: dict[Any, Any] = {
+        "text": "ü",
+        "bytes": b"\xff",
+        "number": long(1 << 40),
+        "yes": True,
+        "none": None,
+        "when": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "list": [1, b"\xff", {"a": long(2)}],
+        b"\xfename": 1.5,
+        "x-request-id": "theirs, not the broker's",
+        "x-delivery-count": 3,
+    }
+    found = decode(BasicProperties(headers=table, message_id=b"\xff"), b"")  # type: ignore[arg-type]
+    assert found.id == "\udcff"
+    assert found.headers == {
+        "text": "ü",
+        "bytes": "\udcff",
+        "number": str(1 << 40),
+        "yes": "true",
+        "none": "null",
+        "when": "2026-01-02T03:04:05+00:00",
+        "list": '[1, "\udcff", {"a": 2}]',
+        "\udcfename": "1.5",
+        "x-request-id": "theirs, not the broker's",
+    }
+
+
+def test_a_bare_foreign_message() -> None:
+    assert decode(BasicProperties(timestamp=1_700_000_000), b"x") == Message(
+        b"x", timestamp=1_700_000_000.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("redelivered", "table", "expected"),
+    [
+        (False, {}, 1),
+        (False, {"x-delivery-count": 7}, 1),
+        (True, {}, None),
+        (True, {"x-delivery-count": long(2)}, 3),
+        (True, {"x-acquired-count": 4}, 1),
+        (True, {"x-delivery-count": 21, "x-death": []}, None),
+    ],
+)
+def test_attempts(redelivered: bool, table: dict[str, Any], expected: int | None) -> None:
+    assert attempt(redelivered, table) == expected
+
+
+@pytest.mark.parametrize(
+    ("native", "reason"), [("delivery_limit", "broker_limit"), ("expired", "expired")]
+)
+def test_letters_of_the_broker(native: str, reason: str) -> None:
+    table: dict[str, Any] = {
+        "mine": "kept",
+        "x-death": [{"queue": "q", "count": 1}],
+        "x-first-death-reason": native,
+        "x-first-death-queue": "q",
+        "x-delivery-count": 21,
+    }
+    found = dict(decode(BasicProperties(headers=table), b"").headers)
+    attempts = {"anymq-dead-attempts": "21"} if native == "delivery_limit" else {}
+    assert (
+        found == {"mine": "kept", "anymq-dead-reason": reason, "anymq-dead-origin": "q"} | attempts
+    )
+    table["anymq-dead-reason"] = "handler failed"
+    kept = decode(BasicProperties(headers=table), b"").headers
+    assert kept == {"mine": "kept", "anymq-dead-reason": "handler failed"}
