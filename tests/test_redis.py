@@ -707,9 +707,10 @@ def test_a_wrong_password_is_named_and_not_shown(session: Session) -> None:
 
 
 def test_a_database_that_does_not_exist(session: Session) -> None:
+    server = "/".join(session.url.split("/")[:3])
     with pytest.raises(ConfigError, match="database 100000"):
-        open_url(f"{session.url.rstrip('/')}/100000")
-    other = open_url(f"{session.url.rstrip('/')}/1")
+        open_url(f"{server}/100000")
+    other = open_url(f"{server}/1")
     session.closers.append(other.close)
     receiver = session.receiver(adapter=other)
     assert send(session.sender(), Message(b"x")) == [PASSED]  # channels belong to no database
