@@ -51,7 +51,11 @@ class Connection:
             target=self._work, name=f"anymq-rabbitmq-{purpose}", daemon=True
         )
         self._thread.start()
-        self._opened.result()
+        try:
+            self._opened.result()
+        except AnymqError:
+            self._thread.join(CLOSING)
+            raise
 
     # the I/O thread
 
