@@ -94,7 +94,8 @@ def ours(url: Url, count: int) -> float:
 
 def main() -> None:
     url = Url.parse(sys.argv[1])
-    count, rounds = (int(text) for text in [*sys.argv[2:], *("50000", "5")[len(sys.argv) - 2 :]])
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     adapter = BACKEND.connect(url, read_options(url, BACKEND.options))
     adapter.provision([TOPIC, QUEUE], Mode.CREATE)
     seen: dict[Callable[[Url, int], float], list[float]] = {raw: [], ours: []}

@@ -631,7 +631,7 @@ def test_acks_in_any_order(adapter: Adapter, make: Callable[..., Place]) -> None
         assert source.ack([found[n] for n in group]) == []
     source.confirm(SECONDS)
     shut(source)
-    assert adapter.depth(place.sub).ready == 3
+    until(lambda: adapter.depth(place.sub).ready == 3, "what was given back")
     again = receiver(adapter, place.sub)
     assert bodies(take(again, 3)) == ["5", "6", "8"]
     shut(again)
@@ -710,7 +710,7 @@ def test_closing_gives_back_what_nobody_saw(
     acked, *_held = take(source, 3)
     source.ack([acked])
     shut(source)
-    assert adapter.depth(place.sub).ready == 19
+    until(lambda: adapter.depth(place.sub).ready == 19, "what was given back")
     again = receiver(adapter, place.sub)
     found = {each.body.decode(): each.attempt for each in take(again, 19)}
     shut(again)
@@ -787,6 +787,33 @@ def test_connection_cut_while_receiving(
         (b"2", 2),
     ]
     shut(again)
+
+
+def test_a_callback_that_raises_ends_the_session(
+    connect: Callable[..., Adapter], make: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, adapter = make(), connect()
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_value))
+    ends: list[Claim] = []
+    source = adapter.receiver(place.sub, 10, ends.append)
+    send(adapter, place.topic, *numbered(2))
+    found = take(source, 2)
+
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    adapter.native.ioloop.add_callback_threadsafe(broken)
+    until(lambda: ends, "the end of the claim")
+    with pytest.raises(ConnectionLostError):
+        source.receive(1, SECONDS)
+    with pytest.raises(ConnectionLostError):
+        adapter.check()
+    assert len(source.ack(found)) == 2
+    shut(source)
+    adapter.close()
+    assert [str(each) for each in told] == ["broken"]
+    until(lambda: place.adapter.depth(place.sub).ready == 2, "what was given back")
 
 
 def test_a_silent_peer_is_given_up(

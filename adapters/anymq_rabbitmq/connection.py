@@ -64,6 +64,8 @@ class Connection:
             self.native.ioloop.start()
         finally:  # also when a callback raised: nobody may wait for this thread any more
             self._end(ConnectionLostError(f"the I/O thread for RabbitMQ at {self.place} ended"))
+            if not self.native.is_closed:
+                private.abandon(self.native)
             self.native.ioloop.close()
 
     def _on_open_error(self, _: Any, error: BaseException) -> None:

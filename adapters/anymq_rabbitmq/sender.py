@@ -26,6 +26,7 @@ from anymq_rabbitmq.topology import Route
 from anymq_rabbitmq.wire import TAG, Encoder
 
 PIECE = 1 << 17  # bytes of one write: what a socket does not take at once is copied
+OVERHEAD = 200  # bytes of a message beside its body, about
 
 
 class Batch:
@@ -112,11 +113,15 @@ class RabbitSender(Sender):
                 continue
             sent.append(place)
             tag += 1
-            size += len(message.body) + 200
-            if size > PIECE:
+            size += len(message.body) + OVERHEAD
+            if len(message.body) > PIECE:
+                writes += filter(None, parts)
+                parts, size = [], 0
+            elif size > PIECE:
                 writes.append(b"".join(parts))
                 parts, size = [], 0
-        writes.append(b"".join(parts))
+        if parts:
+            writes.append(b"".join(parts))
         entry.left, entry.last = len(sent), tag - 1
         if len(sent) < len(messages):
             entry.places = sent
