@@ -109,6 +109,7 @@ class Limits:
     delay: float = 0.0  # the longest send(delay=)
     nack_delay: float = 0.0  # the longest delay that the adapter's own nack takes; 0: only now
     lease: tuple[float, float] | None = None  # range that Subscription.lease accepts
+    hold: float | None = None  # the longest that a delivery may stay unsettled, extended or not
     attempts: tuple[int, int] | None = None  # range that Subscription.broker_limit accepts
     priorities: int = 1
     retention: float | None = None

@@ -111,7 +111,7 @@ class Delivery:
     deadline  time.monotonic() at which the broker gives it to somebody else; None where time
               alone never does that.
     native    the client library's object.
-    handle    what the adapter needs to settle it. `owner`, `state` and `held_since` are the
+    handle    what the adapter needs to settle it. `owner`, `state`, `since` and `number` are the
               portable layer's.
     """
 
@@ -120,16 +120,17 @@ class Delivery:
         "claim",
         "deadline",
         "handle",
-        "held_since",
         "lane",
         "message",
         "native",
+        "number",
         "owner",
+        "since",
         "state",
     )
 
     owner: Owner
-    held_since: float
+    number: int  # its place in its lane, where it has one
 
     def __init__(
         self,
@@ -149,6 +150,7 @@ class Delivery:
         self.deadline = deadline
         self.native = native
         self.state = OPEN
+        self.since = 0.0  # time.monotonic() of the first look at its lease
 
     @property
     def body(self) -> bytes:
@@ -194,8 +196,9 @@ class Delivery:
         return f"<Delivery {self.message.id} attempt {self.attempt} {state}>"
 
 
-def check_message(message: Message) -> None:
-    """Raise InvalidMessageError for what no adapter could send unharmed."""
+def check_message(message: Message) -> bool:
+    """Raise InvalidMessageError for what no adapter could send unharmed. True where it asks for
+    a feature that not every broker has: a delay, a priority, an expiry."""
     if type(message.body) is not bytes:
         raise InvalidMessageError(
             f"the body is {type(message.body).__name__}, not bytes: encode it yourself,"
@@ -204,8 +207,16 @@ def check_message(message: Message) -> None:
     key = message.key
     if key is not None and not (type(key) is str and key.isascii()):
         check_text("the key", key)
-    if message.headers:
-        _check_headers(message.headers)
+    for name, value in message.headers.items():
+        if not (  # nothing to look at more closely
+            type(name) is str
+            and type(value) is str
+            and name.isascii()
+            and value.isascii()
+            and name
+            and name[:6] != "anymq-"
+        ):
+            _check_header(name, value)
     if (
         message.delay
         or message.priority is not None
@@ -215,6 +226,8 @@ def check_message(message: Message) -> None:
         or message.reply_to is not None
     ):
         _check_rare(message)
+        return bool(message.delay) or message.priority is not None or message.expires is not None
+    return False
 
 
 def check_text(what: str, text: object) -> None:
@@ -229,16 +242,13 @@ def check_text(what: str, text: object) -> None:
         ) from error
 
 
-def _check_headers(headers: Mapping[str, str]) -> None:
-    for name, value in headers.items():
-        if not (type(name) is str and name.isascii()):
-            check_text("a header name", name)
-        if not (type(value) is str and value.isascii()):
-            check_text(f"header {name!r}", value)
-        if not name:
-            raise InvalidMessageError("a header has an empty name")
-        if name.startswith("anymq-") and not name.startswith("anymq-dead-"):
-            raise InvalidMessageError(f"header {name!r}: names that begin with anymq- are anymq's")
+def _check_header(name: str, value: str) -> None:
+    check_text("a header name", name)
+    check_text(f"header {name!r}", value)
+    if not name:
+        raise InvalidMessageError("a header has an empty name")
+    if name.startswith("anymq-") and not name.startswith("anymq-dead-"):
+        raise InvalidMessageError(f"header {name!r}: names that begin with anymq- are anymq's")
 
 
 def _check_rare(message: Message) -> None:

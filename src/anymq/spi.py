@@ -48,7 +48,7 @@ from anymq.errors import (
 )
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
 from anymq.topics import DEAD, Subscription, Topic
-from anymq.url import Option, Url
+from anymq.url import Option, Url, one_of, period, seconds, whole
 
 __all__ = [
     "DEAD",
@@ -96,6 +96,10 @@ __all__ = [
     "UnroutableError",
     "UnsupportedError",
     "Url",
+    "one_of",
+    "period",
+    "seconds",
+    "whole",
 ]
 
 Refusal = tuple[Delivery, AnymqError]  # LeaseLostError: no longer ours. Retryable: ask again.
@@ -227,9 +231,8 @@ class Adapter(ABC):
     ) -> Receiver:
         """Returns when messages sent from now on will reach it. Raises NotFoundError.
 
-        on_end(claim) tells that deliveries are going or gone. With claim.ended unset (a
-        revocation; inside receive) those being handled may still be acked until on_end returns.
-        With it set, from any thread, nothing can be done any more. Not called by close()."""
+        on_end(claim) tells, once and from any thread, that the claim has ended: nothing can be
+        done with its deliveries any more. Not called by close()."""
 
     def depth(self, subscription: Subscription) -> Depth:
         raise UnsupportedError("this broker does not tell how many messages wait")

@@ -1,0 +1,43 @@
+# make compare | test | check | clean. Needs Python 3.11 or later and the network; everything
+# else is put into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := src adapters contract_tests tests
+
+.PHONY: compare test check clean
+
+compare: .venv/stamp
+	$(BIN)/anymq compare
+
+test: check
+	$(BIN)/pytest
+
+check: .venv/stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(SOURCES)
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv lives in the environment itself, so that nothing is installed into the machine; the lock
+# file does not name it, hence --inexact, which leaves it there.
+.venv/stamp: pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "anymq needs Python 3.11 or later; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory python3-venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv sync --quiet --frozen --all-extras --inexact
+	@touch $@
+
+# Debian ships the module that makes environments in a package of its own.
+.PHONY: python3-venv
+python3-venv:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3-venv; \
+	else \
+	  echo "$(PYTHON) has no venv module; as root: apt-get install python3-venv" >&2; exit 1; \
+	fi

@@ -1,0 +1,37 @@
+"""Redis pub/sub for anymq: redis:// and rediss:// (TLS). The README beside this file says what it
+gives and what it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anymq.spi import Adapter, Backend, Option, Url, one_of, period
+from anymq_redis.capabilities import declare
+
+__all__ = ["BACKEND"]
+
+
+def _connect(url: Url, options: Mapping[str, Any]) -> Adapter:
+    from anymq_redis.adapter import connect  # the client library is imported on first use
+
+    return connect(url, options)
+
+
+BACKEND = Backend(
+    name="Redis pub/sub",
+    schemes=("redis", "rediss"),
+    declare=declare,
+    connect=_connect,
+    options={
+        "envelope": Option(
+            one_of("always", "needed", "never"),
+            "always",
+            "when id, key, headers and so on travel before the body: always; needed: only when"
+            " there is more than a body; never: the payload is the body",
+        ),
+        "timeout": Option(
+            period, 10.0, "how long to wait for a connection and for each answer of the server"
+        ),
+    },
+)

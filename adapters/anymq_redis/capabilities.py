@@ -1,0 +1,186 @@
+"""What Redis pub/sub gives: at most once, every subscriber its own copy, in order, kept nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anymq.spi import Capabilities, Fact, Guarantee, Level, Limits, Scope, Subscription, Topic
+
+MAX_PAYLOAD = 512 << 20
+"""Bytes of one argument of a command: proto-max-bulk-len as Redis comes. An envelope counts."""
+
+ABOUT = "Redis pub/sub channel"
+ASSUMED = "Redis 6 or later, one server, stock settings"
+
+_PUBSUB = "redis.io/docs/latest/develop/pubsub"
+_PUBLISH = "redis.io/docs/latest/commands/publish"
+_ENVELOPE = "README, Mapping of concepts"
+
+_SENDING = {
+    Guarantee.SEND_CONFIRMED: Fact(
+        Level.NATIVE,
+        "PUBLISH is answered with the number of subscribers that it was handed to: passed on,"
+        " never stored",
+        _PUBLISH,
+    ),
+    Guarantee.SEND_PERSISTENT: Fact(
+        Level.ABSENT, "a message is passed on and kept nowhere", _PUBSUB
+    ),
+    Guarantee.SEND_UNROUTABLE_REPORTED: Fact(
+        Level.NATIVE, "PUBLISH answers 0 when nobody is subscribed", _PUBLISH
+    ),
+    Guarantee.SEND_IDEMPOTENT: Fact(
+        Level.ABSENT, "Redis takes a message sent again for another one", _PUBSUB
+    ),
+    Guarantee.SEND_ORDER_ON_FAILURE: Fact(
+        Level.NATIVE,
+        "one connection, whose commands run in the order they were sent; once it is lost nothing"
+        " that follows is sent",
+        "redis.io/docs/latest/develop/using-commands/pipelining",
+    ),
+    Guarantee.DELAY: Fact(Level.ABSENT, "a message is passed on at once", _PUBSUB),
+    Guarantee.PRIORITY: Fact(Level.ABSENT, "messages are passed on as they come", _PUBSUB),
+    Guarantee.EXPIRY: Fact(
+        Level.ABSENT,
+        "nothing is kept that could expire; the time travels in the envelope for the receiver",
+        _PUBSUB,
+    ),
+    Guarantee.DEDUPLICATION: Fact(Level.ABSENT, "Redis compares no messages", _PUBSUB),
+}
+
+_DELIVERING = {
+    Guarantee.RETAINED_WITHOUT_CONSUMER: Fact(
+        Level.ABSENT, "only those who are subscribed at that moment get it", _PUBSUB
+    ),
+    Guarantee.REPLAY: Fact(Level.ABSENT, "nothing is kept", _PUBSUB),
+    Guarantee.SEEK_TIME: Fact(Level.ABSENT, "nothing is kept", _PUBSUB),
+    Guarantee.AT_LEAST_ONCE: Fact(
+        Level.ABSENT,
+        "at most once: lost with the subscriber's connection, and when it reads so slowly that"
+        " the server's output buffer is full (32 MB, or 8 MB for 60 s)",
+        f"{_PUBSUB}; redis.io/docs/latest/develop/reference/clients",
+    ),
+    Guarantee.NO_DUPLICATES_UNDISTURBED: Fact(
+        Level.NATIVE, "one copy for each subscribed connection, sent once", _PUBSUB
+    ),
+    Guarantee.EXACTLY_ONCE: Fact(Level.ABSENT, "at most once: it may be lost", _PUBSUB),
+    Guarantee.ACK_EACH: Fact(Level.ABSENT, "nothing is kept, so an ack changes nothing", _PUBSUB),
+    Guarantee.ACK_CONFIRMED: Fact(
+        Level.ABSENT, "subscribers tell the server nothing, so nothing is answered", _PUBSUB
+    ),
+    Guarantee.ACK_FINAL: Fact(
+        Level.NATIVE, "what was delivered never comes again, acked or not", _PUBSUB
+    ),
+    Guarantee.STALE_SETTLE_REPORTED: Fact(
+        Level.ABSENT, "nobody else ever gets this copy, so no ack comes too late", _PUBSUB
+    ),
+    Guarantee.NACK: Fact(Level.ABSENT, "Redis takes nothing back", _PUBSUB),
+    Guarantee.NACK_DELAY: Fact(Level.ABSENT, "Redis takes nothing back", _PUBSUB),
+    Guarantee.RELEASE_UNCOUNTED: Fact(
+        Level.ABSENT, "Redis takes nothing back: what was read and not handled is lost", _PUBSUB
+    ),
+    Guarantee.REDELIVERY_ON_CRASH: Fact(
+        Level.ABSENT, "what a consumer had when it died is lost", _PUBSUB
+    ),
+    Guarantee.LEASE_EXPIRY: Fact(Level.ABSENT, "a delivery is not lent, it is given", _PUBSUB),
+    Guarantee.LEASE_EXTEND: Fact(Level.ABSENT, "a delivery is not lent, it is given", _PUBSUB),
+    Guarantee.ATTEMPT_COUNT: Fact(
+        Level.ABSENT, "nothing comes twice: every delivery is the first attempt", _PUBSUB
+    ),
+    Guarantee.ORDER_QUEUE: Fact(
+        Level.NATIVE,
+        "one server runs one PUBLISH after another and writes each subscriber's copies in this"
+        " order; across the nodes of a cluster nothing is promised",
+        "measured: tests/test_redis.py",
+    ),
+    Guarantee.ORDER_PER_KEY: Fact(
+        Level.NATIVE,
+        "a subscriber gets what one connection published in the order it was published",
+        "measured: tests/test_redis.py",
+    ),
+    Guarantee.ORDER_AFTER_NACK: Fact(Level.ABSENT, "there is no nack", _PUBSUB),
+    Guarantee.ORDER_COMPETING: Fact(Level.ABSENT, "consumers cannot compete", _PUBSUB),
+    Guarantee.COMPETING: Fact(
+        Level.ABSENT, "no groups: every subscribed connection gets its own copy", _PUBSUB
+    ),
+    Guarantee.FAN_OUT: Fact(Level.NATIVE, "every subscriber gets its own copy", _PUBSUB),
+    Guarantee.EPHEMERAL: Fact(
+        Level.NATIVE, "a subscription is its connection and ends with it", _PUBSUB
+    ),
+    Guarantee.PATTERN: Fact(
+        Level.PLANNED,
+        "PSUBSCRIBE takes glob patterns; the adapter subscribes to one channel",
+        "redis.io/docs/latest/commands/psubscribe",
+    ),
+    Guarantee.DEAD_LETTER: Fact(
+        Level.ABSENT, "a dead letter would be kept nowhere, as any other message", _PUBSUB
+    ),
+    Guarantee.MAX_ATTEMPTS: Fact(Level.ABSENT, "there is no second attempt", _PUBSUB),
+    Guarantee.MAX_ATTEMPTS_CRASH: Fact(Level.ABSENT, "there is no second attempt", _PUBSUB),
+    Guarantee.DEAD_LETTER_REASON: Fact(Level.ABSENT, "there are no dead letters", _PUBSUB),
+    Guarantee.DEAD_LETTER_NO_LOSS: Fact(Level.ABSENT, "there are no dead letters", _PUBSUB),
+    Guarantee.DEPTH: Fact(Level.ABSENT, "nothing is kept that could be counted", _PUBSUB),
+    Guarantee.PURGE: Fact(Level.ABSENT, "nothing is kept that could be deleted", _PUBSUB),
+}
+
+_BINARY = Fact(
+    Level.NATIVE, "a payload is any bytes", "redis.io/docs/latest/develop/reference/protocol-spec"
+)
+
+_CARRYING = {
+    "always": {
+        Guarantee.HEADERS: Fact(
+            Level.EMULATED,
+            "in an envelope before the body",
+            _ENVELOPE,
+            cost="about 60 bytes per message and the headers; a foreign program sees the envelope",
+        ),
+        Guarantee.FOREIGN_READABLE: Fact(
+            Level.ABSENT,
+            "envelope=always puts the envelope before every body; use needed or never",
+            _ENVELOPE,
+        ),
+    },
+    "needed": {
+        Guarantee.HEADERS: Fact(
+            Level.EMULATED,
+            "in an envelope before the body",
+            _ENVELOPE,
+            cost="messages with headers have an envelope, which a foreign program sees; those"
+            " that are a body alone lose their id and time",
+        ),
+        Guarantee.FOREIGN_READABLE: Fact(
+            Level.BEST_EFFORT,
+            "envelope=needed: a message that is a body alone is its body; others have an envelope",
+            _ENVELOPE,
+        ),
+    },
+    "never": {
+        Guarantee.HEADERS: Fact(
+            Level.ABSENT, "envelope=never: a payload is a body alone; use needed", _ENVELOPE
+        ),
+        Guarantee.FOREIGN_READABLE: Fact(
+            Level.NATIVE, "envelope=never: the payload is the body", _ENVELOPE
+        ),
+    },
+}
+
+
+def declare(
+    options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
+) -> Capabilities:
+    """The same for every topic and subscription; the option `envelope` decides what messages
+    carry. `server` as connect() found it changes nothing but what is shown."""
+    return Capabilities(
+        {
+            **_SENDING,
+            **_DELIVERING,
+            Guarantee.BINARY: _BINARY,
+            **_CARRYING[options.get("envelope", "always")],
+        },
+        Limits(body=MAX_PAYLOAD, order=Scope.CONNECTION),
+        ABOUT,
+        server,
+        () if server else (ASSUMED,),
+    )

@@ -1,0 +1,149 @@
+"""One Redis server: how to reach it, and what its errors and redis-py's mean."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from contextlib import suppress
+from typing import Any
+
+import redis
+from redis import exceptions as native
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from anymq.spi import (
+    AnymqError,
+    AuthenticationError,
+    AuthorizationError,
+    BrokerError,
+    ClosedError,
+    ConfigError,
+    ConnectionLostError,
+    Url,
+)
+
+DEFAULT_PORT = 6379
+
+
+class Server:
+    """Opens connections to the server that a URL names. Safe to share between threads."""
+
+    def __init__(self, url: Url, timeout: float) -> None:
+        """`timeout`: seconds for connecting and for each answer. Raises ConfigError."""
+        if len(url.hosts) != 1:
+            raise ConfigError(
+                f"{url}: name one host: Redis pub/sub is used through one server (of a cluster,"
+                " any one)"
+            )
+        host, port = url.hosts[0]
+        self.place = url.places(DEFAULT_PORT)
+        self.timeout = timeout
+        self._pid = os.getpid()
+        self._class = redis.SSLConnection if url.scheme == "rediss" else redis.Connection
+        self._settings: dict[str, Any] = {
+            "host": host,
+            "port": port or DEFAULT_PORT,
+            "db": _database(url),
+            "username": url.username or None,
+            "password": url.password,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "socket_keepalive": True,
+            # redis-py would send a command again whose answer got lost: the message twice.
+            "retry": Retry(NoBackoff(), 0),
+            # In protocol 3 messages are out-of-band pushes, of no use on a connection of their own.
+            "protocol": 2,
+        }
+
+    def client(self) -> Any:
+        """A redis.Redis for everything beside publishing and receiving, not connected yet."""
+        pool = redis.ConnectionPool(connection_class=self._class, **self._settings)
+        return redis.Redis(connection_pool=pool)
+
+    def open(self, doing: str) -> Any:
+        """A connected, authenticated redis.Connection, which never connects again: once lost, all
+        that is tried with it raises. (Any: redis-py types its methods only in part.)"""
+        self.check_process()
+        connection: Any = self._class(**self._settings)
+        try:
+            connection.connect()
+        except redis.RedisError as error:
+            raise self.translate(error, doing) from error
+        connection.redis_connect_func = _refuse
+        return connection
+
+    def check_process(self) -> None:
+        """Raises ClosedError in a child after fork: two processes on one socket would read each
+        other's answers."""
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"{self.place}: this session was opened by process {self._pid} and this is its"
+                f" child {os.getpid()}: connect again after the fork"
+            )
+
+    def translate(self, error: redis.RedisError, doing: str) -> AnymqError:
+        """The portable error for a native one. `doing`: what was tried, with its resource, e.g.
+        "publish to channel 'orders'". The caller raises it `from error`."""
+        what = f"Redis at {self.place}: cannot {doing}"
+        if isinstance(
+            error, (native.AuthenticationError, native.AuthenticationWrongNumberOfArgsError)
+        ):
+            return AuthenticationError(
+                f"{what}: the user or the password was not accepted: {error}"
+            )
+        if isinstance(error, (native.NoPermissionError, native.AuthorizationError)):
+            return AuthorizationError(
+                f"{what}: this user may not: {error} (ACL SETUSER on the server allows it)"
+            )
+        if isinstance(error, native.TimeoutError):
+            return ConnectionLostError(f"{what}: no answer within {self.timeout:g} s")
+        if isinstance(error, native.BusyLoadingError):
+            return ConnectionLostError(f"{what}: the server is starting: {error}")
+        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+            return ConfigError(
+                f"{what}: its certificate is not trusted: {error.__context__.verify_message}"
+                " (SSL_CERT_FILE names a file of authorities to trust)"
+            )
+        if isinstance(error, native.ConnectionError):
+            return ConnectionLostError(
+                f"{what}: {error}: check that the server runs there, takes connections, and"
+                " that the URL has the right host, port and scheme"
+            )
+        if "DB index" in str(error):
+            return ConfigError(
+                f"{what}: the server has no database {self._settings['db']}: leave the path of"
+                " the URL out, channels belong to no database"
+            )
+        return BrokerError(f"{what}: {error}")
+
+
+def _refuse(connection: Any) -> None:
+    """In place of redis-py's greeting. It reconnects whenever a connection that it dropped, after
+    an interrupt too, is used again: answers would be mixed up and a subscriber hear nothing."""
+    raise redis.ConnectionError("the connection was lost")
+
+
+def interrupt(connection: Any) -> None:
+    """From any thread: whoever reads from the connection or writes to it finds it lost."""
+    # Suppressed: it was found lost, and dropped, at this very moment.
+    with suppress(OSError, AttributeError):
+        socket_of(connection).shutdown(socket.SHUT_RDWR)
+
+
+def socket_of(connection: Any) -> socket.socket:
+    """The socket, to wait on it together with something else, or to interrupt who reads from it:
+    redis-py has no public way to either. The attribute has had this name since its first release.
+    """
+    found: socket.socket = connection._sock
+    return found
+
+
+def _database(url: Url) -> int:
+    if url.path and not (url.path.isascii() and url.path.isdigit()):
+        raise ConfigError(
+            f"{url}: the path is the number of a database, not {url.path!r}: leave it out, channels"
+            " belong to no database"
+        )
+    return int(url.path or 0)

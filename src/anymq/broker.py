@@ -1,0 +1,360 @@
+"""connect() and Broker: one session with a broker, and what is opened on it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from anymq import registry
+from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.consumer import Consumer
+from anymq.errors import (
+    AnymqError,
+    ClosedError,
+    ConfigError,
+    DecodeError,
+    PlannedError,
+    RequirementError,
+    UnsupportedError,
+)
+from anymq.producer import Producer
+from anymq.settling import OnRefused
+from anymq.spi import Adapter, Backend, Depth, Mode, Subscription, Topic
+from anymq.url import Url, read_options
+
+log = logging.getLogger("anymq")
+EXIT_TIMEOUT = 10.0  # seconds that the end of the interpreter waits for each open broker
+
+
+def connect(url: str, *uses: Topic | Subscription) -> Broker:
+    """Open a session with the broker that the URL names.
+
+    `uses` are the topics and subscriptions that the application will open: what they require and
+    the broker certainly does not give is refused before any connection is made, what depends on
+    the server right after.
+
+    Raises ConfigError for a wrong URL, RequirementError, AdapterMissingError,
+    ConnectionLostError naming the host, AuthenticationError.
+    """
+    parsed = Url.parse(url)
+    backend = registry.backend(parsed.scheme)
+    options = read_options(parsed, backend.options)
+    for item in uses:
+        _check_requirements(backend.declare(options, item), item)
+    try:
+        adapter = backend.connect(parsed, options)
+    except ImportError as error:
+        raise registry.missing_client(parsed.scheme, error) from error
+    broker = Broker(backend, parsed, adapter)
+    try:
+        for item in uses:
+            broker.check_use(item)
+    except AnymqError:
+        broker.close()
+        raise
+    return broker
+
+
+class Broker:
+    """One session with one broker. Safe to share between threads; close it, or use it as a
+    context manager. When its connection is lost, calls raise ConnectionLostError: connect again.
+    """
+
+    def __init__(self, backend: Backend, url: Url, adapter: Adapter) -> None:
+        self.backend = backend
+        self.url = url
+        self._adapter = adapter
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._open: list[Producer | Consumer] = []
+        self._closed = False
+        _brokers.add(self)
+
+    @property
+    def server(self) -> str | None:
+        """What answered, e.g. "RabbitMQ 4.3.6"."""
+        return self._adapter.server
+
+    @property
+    def native(self) -> Any:
+        """The client library's object: the way to what anymq does not model."""
+        return self._adapter.native
+
+    def capabilities(self, at: Topic | Subscription) -> Capabilities:
+        """What this broker gives there, on this server."""
+        return self._adapter.capabilities(at)
+
+    def check_use(self, at: Topic | Subscription) -> None:
+        """Raise RequirementError for what `requires=` names and the broker does not give,
+        UnsupportedError or PlannedError for an option of a subscription that it cannot keep."""
+        capabilities = self._adapter.capabilities(at)
+        _check_requirements(capabilities, at)
+        if isinstance(at, Subscription):
+            _check_options(capabilities, at)
+
+    # making what is missing
+
+    def provision(self, *what: Topic | Subscription, mode: Mode | str = Mode.CREATE) -> None:
+        """Make topics and subscriptions (`create`), or only check that they are there and as
+        described (`validate`), or trust that they are (`assume`).
+
+        A subscription brings its topic along, and its dead-letter topic with the subscription
+        `dead`. Idempotent; never changes or removes what exists, never makes what has an address.
+        Raises ConfigConflictError when something exists and differs, NotFoundError."""
+        self._usable()
+        mode = Mode(mode)
+        items = list(dict.fromkeys(part for item in what for part in _parts(item)))
+        for item in items:
+            self.check_use(item)
+        if mode is not Mode.ASSUME:
+            self._adapter.provision(items, mode)
+
+    def remove(self, *what: Topic | Subscription) -> None:
+        """Remove them with all their messages. What does not exist is no error; an address is
+        ConfigError, for anymq did not make it."""
+        self._usable()
+        for item in what:
+            self._adapter.remove(item)
+
+    def depth(self, subscription: Subscription | str) -> Depth:
+        """How many messages it holds, as far as the broker tells."""
+        self._usable()
+        return self._adapter.depth(_subscription(subscription))
+
+    def purge(self, subscription: Subscription | str) -> None:
+        """Delete what is ready. What is in flight stays."""
+        self._usable()
+        self._adapter.purge(_subscription(subscription))
+
+    def check(self) -> None:
+        """One cheap round trip; raises what is wrong."""
+        self._usable()
+        self._adapter.check()
+
+    # sending and receiving
+
+    def producer(
+        self,
+        topic: Topic | str,
+        *,
+        timeout: float = 30.0,
+        max_pending: int = 10_000,
+        max_pending_bytes: int = 64 << 20,
+    ) -> Producer:
+        """A producer to a topic.
+
+        timeout            seconds to wait for an answer, and for room
+        max_pending        messages that may wait for an answer; then sending blocks
+        max_pending_bytes  the same in bytes of their bodies
+
+        Raises NotFoundError where the broker can tell that the topic is missing."""
+        self._usable()
+        topic = Topic(topic) if isinstance(topic, str) else topic
+        self.check_use(topic)
+        producer = Producer(
+            self._adapter.sender(topic),
+            topic,
+            self._adapter.capabilities(topic),
+            timeout=timeout,
+            max_pending=max_pending,
+            max_pending_bytes=max_pending_bytes,
+        )
+        self._keep(producer)
+        return producer
+
+    def consumer(
+        self,
+        subscription: Subscription | str,
+        *,
+        prefetch: int = 100,
+        max_in_flight: int | None = None,
+        max_in_flight_bytes: int | None = None,
+        max_hold: float = 3600.0,
+        on_refused: OnRefused | None = None,
+        not_retryable: tuple[type[Exception], ...] = (DecodeError,),
+    ) -> Consumer:
+        """A consumer of a subscription, given as one or as "topic/subscription".
+
+        prefetch             deliveries that may be with it unsettled, waiting or handed out
+        max_in_flight        of these, how many may be handed out at once
+        max_in_flight_bytes  the same in bytes of their bodies; a single one is always handed out
+        max_hold             seconds after which the lease of a delivery is not extended any more
+        on_refused           called with the settlements that came too late, and why
+        not_retryable        exceptions that send a delivery to the dead letters at once
+
+        Raises NotFoundError, UnsupportedError for an option that the broker cannot keep."""
+        self._usable()
+        for name, value in (
+            ("prefetch", prefetch),
+            ("max_in_flight", max_in_flight),
+            ("max_in_flight_bytes", max_in_flight_bytes),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: it must be 1 or more")
+        subscription = _subscription(subscription)
+        self.check_use(subscription)
+        target = subscription.dead_topic
+        letters = self.producer(target) if target else None
+        consumer = Consumer(
+            self._adapter,
+            subscription,
+            self._adapter.capabilities(subscription),
+            letters,
+            prefetch=prefetch,
+            max_in_flight=max_in_flight,
+            max_in_flight_bytes=max_in_flight_bytes,
+            max_hold=max_hold,
+            on_refused=on_refused,
+            not_retryable=not_retryable,
+        )
+        self._keep(consumer)
+        return consumer
+
+    # ending
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Close its consumers, then its producers, then the session. Raises SendUnknownError when
+        sends were not answered within `timeout` seconds. A second close does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            still_open, self._open = self._open, []
+        _brokers.discard(self)
+        failure: AnymqError | None = None
+        # Consumers first: their dead letters travel by producers.
+        for item in sorted(still_open, key=lambda item: isinstance(item, Producer)):
+            try:
+                item.close(timeout)
+            except AnymqError as error:
+                failure = failure or error
+        self._adapter.close()
+        if failure is not None:
+            raise failure
+
+    def _keep(self, item: Producer | Consumer) -> None:
+        with self._lock:
+            self._open = [other for other in self._open if not other.closed]
+            self._open.append(item)
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise ClosedError(f"this session with {self.url} is closed")
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"this session with {self.url} was opened before fork(), by process {self._pid}:"
+                " connect again in this one"
+            )
+
+    def __enter__(self) -> Broker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except AnymqError as failure:
+            if error is None:
+                raise
+            log.error("while closing: %s", failure)  # the block's own error goes on
+
+    def __repr__(self) -> str:
+        return f"<Broker {self.url} {'closed' if self._closed else self.server}>"
+
+
+def _subscription(given: Subscription | str) -> Subscription:
+    return Subscription.parse(given) if isinstance(given, str) else given
+
+
+def _parts(item: Topic | Subscription) -> Iterable[Topic | Subscription]:
+    """What has to be there for an item, in the order in which it must be made."""
+    if isinstance(item, Subscription):
+        if item.dead_topic is not None:
+            yield item.dead_topic
+            if item.dead_topic.address is None:
+                yield item.dead_letters
+        yield item.topic
+    yield item
+
+
+def _check_requirements(capabilities: Capabilities, at: Topic | Subscription) -> None:
+    unmet = capabilities.unmet(at.requires)
+    if not unmet:
+        return
+    lines = [f"{at} requires what {capabilities.server or capabilities.about} does not give:"]
+    for guarantee, fact in unmet.items():
+        others = _who_has(guarantee, at)
+        where = f"; {', '.join(others)} has it" if others else ""
+        lines.append(f"  {guarantee.value}: {fact.level.value} here: {fact.reason}{where}")
+    raise RequirementError("\n".join(lines))
+
+
+def _who_has(guarantee: Guarantee, at: Topic | Subscription) -> Sequence[str]:
+    """The other adapters, with their usual options, that promise it."""
+    found = {}
+    for scheme in registry.schemes():
+        backend = registry.backend(scheme)
+        defaults = {name: option.default for name, option in backend.options.items()}
+        if not backend.declare(defaults, at).unmet([guarantee]):
+            found[backend.name] = f"{backend.schemes[0]}://"
+    return list(found.values())
+
+
+def _check_options(capabilities: Capabilities, at: Subscription) -> None:
+    asked = (
+        (at.ordered, Guarantee.ORDER_PER_KEY, "ordered=True"),
+        (at.lease is not None, Guarantee.LEASE_EXPIRY, f"lease={at.lease}"),
+        (at.dead_letter is not False, Guarantee.DEAD_LETTER, "dead_letter"),
+        (at.broker_limit is not None, Guarantee.MAX_ATTEMPTS_CRASH, "broker_limit"),
+    )
+    for used, guarantee, option in asked:
+        if used and not capabilities.has(guarantee):
+            fact = capabilities.fact(guarantee)
+            kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
+            others = ", ".join(_who_has(guarantee, at))
+            where = f" ({others} can)" if others else ""
+            raise kind(f"{at}: {option} on {capabilities.about}: {fact.reason}{where}")
+    lease, attempts = capabilities.limits.lease, capabilities.limits.attempts
+    if at.lease is not None and lease and not lease[0] <= at.lease <= lease[1]:
+        raise UnsupportedError(
+            f"{at}: lease={at.lease:g}: {capabilities.about} takes {lease[0]:g} to {lease[1]:g} s"
+        )
+    if at.broker_limit is not None and attempts and at.broker_limit not in range(*attempts):
+        raise UnsupportedError(
+            f"{at}: broker_limit={at.broker_limit}: {capabilities.about} takes"
+            f" {attempts[0]} to {attempts[1] - 1}"
+        )
+
+
+_brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """The interpreter ends with sessions open: send what was handed over, or say what is lost."""
+    lost = False
+    for broker in list(_brokers):
+        if broker._pid != os.getpid():  # a child after fork: the parent closes its own
+            continue
+        try:
+            broker.close(EXIT_TIMEOUT)
+        except AnymqError as error:
+            lost = True
+            sys.stderr.write(f"anymq: {broker.url} was not closed, and at exit: {error}\n")
+    if lost:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the only way left to end with another status
+
+
+atexit.register(_close_all)

@@ -1,0 +1,555 @@
+"""Consumer: hands out deliveries of one subscription, coalesces acks, keeps leases, drains."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+
+from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.dead_letter import letter
+from anymq.errors import (
+    AnymqError,
+    ClosedError,
+    ConfigError,
+    DecodeError,
+    LeaseLostError,
+    UnsupportedError,
+)
+from anymq.lanes import Lanes
+from anymq.leases import NEVER, Leases
+from anymq.message import LOST, SETTLED, Claim, Delivery, SendOutcome
+from anymq.producer import Producer
+from anymq.settling import OnRefused, Settling
+from anymq.spi import Adapter, Subscription
+
+log = logging.getLogger("anymq")
+ACK_BATCH = 100  # acks that travel together
+ACK_LINGER = 0.02  # seconds that an ack may wait for others
+SLICE = 0.2  # seconds: how soon a fetch notices a held retry that became due
+
+
+class Consumer:
+    """Hands out the deliveries of one subscription. Safe to share between threads.
+
+    Made by Broker.consumer(). Iterate it, or call receive(); settle each delivery once. Close it,
+    or use it as a context manager: what is being handled on other threads may finish within the
+    limit, what was not handled goes back.
+
+    An exception in a thread of the consumer, and the loss of its session, is raised by the next
+    receive(), iteration or flush().
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        subscription: Subscription,
+        capabilities: Capabilities,
+        letters: Producer | None,
+        *,
+        prefetch: int = 100,
+        max_in_flight: int | None = None,
+        max_in_flight_bytes: int | None = None,
+        max_hold: float = 3600.0,
+        on_refused: OnRefused | None = None,
+        not_retryable: tuple[type[Exception], ...] = (DecodeError,),
+    ) -> None:
+        self.subscription = subscription
+        self.capabilities = capabilities
+        self._letters = letters
+        self._prefetch = prefetch
+        self._max_in_flight = max_in_flight
+        self._max_bytes = max_in_flight_bytes
+        self._max_hold = max_hold
+        self._not_retryable = not_retryable
+        self._leased = capabilities.has(Guarantee.LEASE_EXTEND)
+        self._lanes = Lanes() if subscription.ordered else None
+        # Without lanes and limits the next delivery needs no lock.
+        self._plain = self._lanes is None and max_in_flight is None and max_in_flight_bytes is None
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiters = 0
+        self._buffer: deque[Delivery] = deque()  # fetched, not handed out
+        self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
+        self._retries: list[tuple[float, int, Delivery]] = []  # nacked with a delay, kept here
+        self._retry_numbers = itertools.count()
+        self._parking = 0  # letters on their way
+        self._failure: BaseException | None = None
+        self._stopping = self._closed = False
+        self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
+        self._upkeep_wake = threading.Event()
+        self._receiver = adapter.receiver(subscription, prefetch, self._claim_ended)
+        self._settling = Settling(self._receiver, subscription, on_refused)
+        self._leases = Leases(subscription, self._receiver, max_hold)
+        self._threads = [threading.Thread(target=self._upkeep, name="anymq-upkeep", daemon=True)]
+        if self._lanes is not None:
+            self._threads.append(
+                threading.Thread(target=self._fetch_ahead, name="anymq-fetch", daemon=True)
+            )
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def refused(self) -> int:
+        """Settlements that came too late, so far."""
+        return self._settling.refused
+
+    # handing out
+
+    def receive(self, limit: int = 100, wait: float = 1.0) -> list[Delivery]:
+        """At most `limit` deliveries, as soon as there is one; none after `wait` seconds."""
+        until = time.monotonic() + wait
+        tried = False
+        while True:
+            with self._lock:
+                taken = self._take(limit)
+                if taken:
+                    return taken
+                self._raise_failure()
+                left = until - time.monotonic()
+                if self._stopping or (tried and left <= 0):
+                    return []
+                room = self._room()
+                if self._lanes is not None or room <= 0 or not self._fetch_lock.acquire(False):
+                    self._wait(left)
+                    tried = True
+                    continue
+            tried = True
+            self._fetch(room, max(left, 0.0))
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """Deliveries as they come, without end; ends after stop() or close()."""
+        if self._closed:
+            self._raise_failure()
+        buffer, held, me = self._buffer, self._held, threading.get_ident()
+        while not self._stopping:
+            if not self._plain or self._retries or self._failure:
+                yield from self.receive(1)
+            elif buffer:
+                try:
+                    delivery = buffer.popleft()
+                except IndexError:  # another thread took it
+                    continue
+                delivery.owner = self
+                held[delivery] = me
+                yield delivery
+            elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
+                self._fetch(self._prefetch - len(held), 1.0)
+            else:
+                yield from self.receive(1)
+
+    def _take(self, limit: int) -> list[Delivery]:
+        """With the lock held: hand out what can be handled now."""
+        if not (self._buffer or self._retries):
+            return []
+        if self._max_in_flight is not None:
+            limit = min(limit, self._max_in_flight - len(self._held))
+        taken: list[Delivery] = []
+        while self._retries and len(taken) < limit and self._retries[0][0] <= time.monotonic():
+            taken.append(heapq.heappop(self._retries)[2])
+        if self._max_bytes is not None:
+            limit = self._fitting(limit)
+        if self._lanes is not None:
+            taken += self._lanes.take(self._buffer, limit - len(taken))
+        else:
+            pop = self._buffer.popleft
+            taken += [pop() for _ in range(min(limit - len(taken), len(self._buffer)))]
+        me = threading.get_ident()
+        for delivery in taken:
+            delivery.owner = self
+            self._held[delivery] = me
+        return taken
+
+    def _fitting(self, limit: int) -> int:
+        """How many of the first waiting deliveries fit the limit in bytes; one always does."""
+        assert self._max_bytes is not None
+        size, count = sum(len(d.message.body) for d in self._held), 0
+        for delivery in itertools.islice(self._buffer, limit):
+            size += len(delivery.message.body)
+            if size > self._max_bytes and (count or self._held):
+                break
+            count += 1
+        return count
+
+    def _room(self) -> int:
+        """How many more may be with this consumer, waiting or handed out."""
+        return self._prefetch - len(self._buffer) - len(self._held) - len(self._retries)
+
+    def _wait(self, timeout: float) -> None:
+        """With the lock held: until something changes, or a held retry is due."""
+        if self._retries:
+            timeout = min(timeout, max(0.0, self._retries[0][0] - time.monotonic()))
+        self._waiters += 1
+        self._changed.wait(timeout)
+        self._waiters -= 1
+
+    def _notify(self) -> None:
+        if self._waiters:
+            with self._lock:
+                self._changed.notify_all()
+
+    # fetching
+
+    def _fetch(self, limit: int, wait: float) -> None:
+        """One call of the receiver; the caller has taken the fetch lock."""
+        try:
+            fetched = self._receiver.receive(limit, min(wait, SLICE) if self._retries else wait)
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            self._fetch_lock.release()
+        back: Sequence[Delivery] = ()
+        with self._lock:
+            if self._lanes is not None:
+                fetched, back = self._lanes.admit(fetched)
+            self._buffer.extend(fetched)
+            if self._leased and self._leases.due == NEVER and fetched:
+                self._leases.begin(fetched[0].deadline or time.monotonic())
+                self._upkeep_wake.set()
+            if self._waiters:
+                self._changed.notify_all()
+        if back:
+            self._receiver.release(back)
+
+    def _fetch_ahead(self) -> None:
+        """With lanes, what is waiting may be blocked while something else could be handled: a
+        thread of its own fetches, so that every caller waits for one thing."""
+        assert self._lanes is not None
+        try:
+            while not self._stopping:
+                with self._lock:
+                    room = self._room()
+                    if room <= 0:
+                        self._wait(1.0)
+                        continue
+                    self._lanes.fetch_begins()
+                    self._fetch_lock.acquire()
+                self._fetch(room, 1.0)
+        except AnymqError:
+            pass  # _fetch has left it for the next call of the owner
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _claim_ended(self, claim: Claim) -> None:
+        """Called by the adapter: what hung on the claim is going, or gone."""
+        with self._lock:
+            rest = [d for d in self._buffer if d.claim is not claim]
+            self._buffer.clear()
+            self._buffer.extend(rest)
+            self._retries = [r for r in self._retries if r[2].claim is not claim]
+            heapq.heapify(self._retries)
+            for delivery in [d for d in list(self._held) if d.claim is claim]:
+                self._lose(delivery)
+            self._failure = self._failure or claim.ended
+            self._changed.notify_all()
+
+    def _lose(self, delivery: Delivery) -> bool:
+        """With the lock held: a delivery that is being handled is no longer ours."""
+        if self._held.pop(delivery, None) is None:
+            return False
+        delivery.state = LOST
+        if self._lanes is not None:
+            self._lanes.settled(delivery)
+        return True
+
+    # settling
+
+    def ack(self, delivery: Delivery, wait: bool = False) -> None:
+        """See Delivery.ack()."""
+        if self._held.pop(delivery, None) is None:
+            self._too_late(delivery, wait)
+            return
+        delivery.state = SETTLED
+        self._settling.waiting.append(delivery)
+        if self._lanes is not None:
+            self._freed(delivery)
+        waiting = len(self._settling.waiting)
+        if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
+            self._settling.flush()
+        elif waiting == 1:
+            self._upkeep_wake.set()
+        if self._waiters:
+            self._notify()
+        if wait:
+            self._receiver.confirm(30.0)
+            self._raise_if_lost(delivery)
+
+    def nack(
+        self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
+    ) -> None:
+        """See Delivery.nack()."""
+        self._check_nack(delay)
+        attempts = self.subscription.max_attempts
+        if attempts is not None and (delivery.attempt or 1) >= attempts:
+            self._park(delivery, "max_attempts", error)
+        elif delay > self.capabilities.limits.nack_delay:
+            self._hold(delivery, delay)
+        else:
+            self._return(
+                delivery, lambda mine: self._settling.report(self._receiver.nack(mine, delay))
+            )
+
+    def release(self, delivery: Delivery) -> None:
+        """See Delivery.release()."""
+        self._return(delivery, self._receiver.release)
+
+    def dead_letter(
+        self, delivery: Delivery, reason: str, error: BaseException | None = None
+    ) -> None:
+        """See Delivery.dead_letter(). Raises ConfigError without a dead-letter target."""
+        self._park(delivery, reason, error)
+
+    def leave(self, delivery: Delivery, error: BaseException | None) -> None:
+        """The end of a `with delivery:` block."""
+        if error is None:
+            self.ack(delivery)
+        elif not self.capabilities.has(Guarantee.NACK):
+            self.ack(delivery)  # the broker keeps nothing that could come again
+        elif not isinstance(error, Exception):
+            self.release(delivery)  # Ctrl-C and the like: not handled, and no failure either
+        elif self._letters is not None and isinstance(error, self._not_retryable):
+            undecodable = isinstance(error, DecodeError)
+            self._park(delivery, "undecodable" if undecodable else "not_retryable", error)
+        else:
+            self.nack(delivery, error=error)
+
+    def _claim_settlement(self, delivery: Delivery) -> bool:
+        """Whoever gets True may settle it; nobody else does."""
+        if self._held.pop(delivery, None) is None:
+            self._too_late(delivery, False)
+            return False
+        delivery.state = SETTLED
+        return True
+
+    def _too_late(self, delivery: Delivery, wait: bool) -> None:
+        """A second settlement does nothing; one of a lost delivery is refused, once."""
+        if delivery.state != LOST:
+            return
+        error = LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+        if wait:
+            raise error
+        delivery.state = SETTLED
+        self._settling.report([(delivery, error)])
+
+    def _return(self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], None]) -> None:
+        """Give it back, and those of its lane that would overtake it."""
+        if not self._claim_settlement(delivery):
+            return
+        self._settling.flush()
+        followers: list[Delivery] = []
+        if self._lanes is not None:
+            with self._lock:
+                followers, handled = self._lanes.followers(delivery, self._buffer, self._held)
+                followers = [d for d in handled if self._lose(d)] + followers
+        give_back([delivery])
+        if followers:
+            self._receiver.release(followers)
+        self._freed(delivery)
+        self._notify()
+
+    def _check_nack(self, delay: float) -> None:
+        if not self.capabilities.has(Guarantee.NACK):
+            fact = self.capabilities.fact(Guarantee.NACK)
+            raise UnsupportedError(f"nack on {self.capabilities.about}: {fact.reason}")
+        if not delay:
+            return
+        fact = self.capabilities.fact(Guarantee.NACK_DELAY)
+        longest = self.capabilities.limits.nack_delay
+        if fact.level is Level.EMULATED:
+            longest = max(longest, min(self._max_hold, self.capabilities.limits.hold or 1e9))
+        if not 0 < delay <= longest:
+            raise UnsupportedError(
+                f"nack(delay={delay}) on {self.capabilities.about}: 0 to {longest:g} s"
+            )
+
+    def _hold(self, delivery: Delivery, delay: float) -> None:
+        """Keep it, and its lane, until it is due; then hand it out again."""
+        if not self._claim_settlement(delivery):
+            return
+        again = Delivery(
+            delivery.message,
+            delivery.handle,
+            delivery.claim,
+            None if delivery.attempt is None else delivery.attempt + 1,
+            delivery.lane,
+            delivery.deadline,
+            delivery.native,
+        )
+        with self._lock:
+            again.since = delivery.since
+            if delivery.lane is not None:
+                again.number = delivery.number
+            due = time.monotonic() + delay
+            heapq.heappush(self._retries, (due, next(self._retry_numbers), again))
+            self._changed.notify_all()
+
+    def _freed(self, delivery: Delivery) -> None:
+        """It is settled: its lane is free."""
+        if self._lanes is not None:
+            with self._lock:
+                self._lanes.settled(delivery)
+
+    def _raise_if_lost(self, delivery: Delivery) -> None:
+        if delivery.state == LOST:
+            raise LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+
+    def flush(self, timeout: float = 30.0) -> None:
+        """Wait until the broker has applied every settlement so far. Raises LeaseLostError when
+        some were refused since the last flush, and what happened to the session."""
+        until = time.monotonic() + timeout
+        with self._lock:
+            self._waiters += 1
+            self._changed.wait_for(lambda: not self._parking, timeout)
+            self._waiters -= 1
+        self._settling.confirm(max(0.0, until - time.monotonic()))
+        with self._lock:
+            self._raise_failure()
+
+    # dead letters
+
+    def _park(self, delivery: Delivery, reason: str, error: BaseException | None) -> None:
+        """Send the letter, wait for stored, then ack; in a lane nothing may pass meanwhile."""
+        letters = self._letters
+        if letters is None:
+            raise ConfigError(
+                f"{self.subscription} has no dead letters: give it dead_letter=True or a topic"
+            )
+        if not self._claim_settlement(delivery):
+            return
+        with self._lock:
+            self._parking += 1
+        parked = threading.Event()
+
+        def done(outcome: SendOutcome) -> None:
+            self._parked(delivery, outcome.error)
+            parked.set()
+
+        try:
+            letters.forward(letter(delivery, self.subscription, reason, error), done)
+        except AnymqError as failure:
+            self._parked(delivery, failure)
+            raise
+        if delivery.lane is not None:
+            parked.wait(30.0)
+
+    def _parked(self, delivery: Delivery, failure: BaseException | None) -> None:
+        """The letter is stored, or not: then the message comes again and the consumer stops,
+        for the next one would end the same way."""
+        if failure is None:
+            self._settling.waiting.append(delivery)
+            self._upkeep_wake.set()
+        else:
+            self._receiver.nack([delivery], 0.0)
+            self._fail(failure)
+        self._freed(delivery)
+        with self._lock:
+            self._parking -= 1
+            self._changed.notify_all()
+
+    # upkeep: acks that linger, leases, retries that become due
+
+    def _upkeep(self) -> None:
+        try:
+            while not self._closed:
+                due = self._leases.due
+                self._upkeep_wake.wait(None if due == NEVER else max(0.0, due - time.monotonic()))
+                self._upkeep_wake.clear()
+                if self._settling.waiting and not self._closed:
+                    self._upkeep_wake.wait(ACK_LINGER)
+                    self._settling.flush()
+                if time.monotonic() >= self._leases.due:
+                    self._extend()
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _extend(self) -> None:
+        with self._lock:
+            ours = [*self._held, *self._buffer, *(retry[2] for retry in self._retries)]
+        for delivery, error in self._leases.extend(ours):
+            log.info("message %s: %s", delivery.message.id, error)
+            with self._lock:
+                self._lose(delivery)
+
+    def _fail(self, error: BaseException) -> None:
+        """Leave an error for the next call of the owner."""
+        with self._lock:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def _raise_failure(self) -> None:
+        if self._closed:
+            raise ClosedError(f"this consumer of {self.subscription} is closed")
+        if self._failure is not None:
+            raise self._failure
+
+    # ending
+
+    def stop(self) -> None:
+        """Hand out nothing more: iterations end, receive() returns. From any thread, also from a
+        signal handler's; close() does the rest."""
+        self._stopping = True
+        self._receiver.stop()
+        self._upkeep_wake.set()
+        self._notify()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stop; let what other threads are handling finish, at most `timeout` seconds; send the
+        last acks; give the rest back. A second close does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._stopping = True
+        until = time.monotonic() + timeout
+        self.stop()
+        me = threading.get_ident()
+        with self._lock:
+            self._waiters += 1
+            self._changed.wait_for(lambda: self._drained(me), timeout)
+            self._waiters -= 1
+        self._closed = True
+        self._upkeep_wake.set()
+        for thread in self._threads:
+            thread.join(max(0.1, until - time.monotonic()))
+        try:
+            self._settling.flush()
+            self._give_back()
+        finally:
+            self._receiver.close(max(0.1, until - time.monotonic()))
+
+    def _drained(self, me: int) -> bool:
+        """Nothing is being handled, but by the thread that closes, which cannot finish now."""
+        return not self._parking and all(who == me for who in list(self._held.values()))
+
+    def _give_back(self) -> None:
+        with self._lock:
+            left = [d for d in list(self._held) if self._lose(d)] + list(self._buffer)
+            self._buffer.clear()
+            failed = [retry[2] for retry in self._retries]
+            self._retries.clear()
+        if failed:
+            self._settling.report(self._receiver.nack(failed, 0.0))
+        if left:
+            self._receiver.release(left)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

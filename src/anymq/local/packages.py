@@ -1,0 +1,57 @@
+"""Installing Debian packages, where this process may."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import NotPossibleHere
+from .machine import Progress, cache_folder, is_root, run
+
+_POLICY = Path("/usr/sbin/policy-rc.d")
+_SECONDS = 300.0
+
+
+def install(package: str, progress: Progress) -> None:
+    """Install one package by apt-get, without starting the service that it may bring.
+
+    Raises NotPossibleHere when this process is not root or apt-get cannot do it.
+    """
+    if not is_root():
+        raise NotPossibleHere(f"not root, so {package} cannot be installed")
+    progress(f"installing {package} by apt-get")
+    apt = ["apt-get", "-y", "-q", "-o", "DPkg::Lock::Timeout=120"]
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive"]
+    try:
+        with locked("packages"), _no_service_starts():
+            run([*quiet, *apt, "update"], seconds=_SECONDS)
+            run([*quiet, *apt, "install", "--no-install-recommends", package], seconds=_SECONDS)
+    except OSError as error:
+        raise NotPossibleHere(f"apt-get cannot install {package} ({error})") from error
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[int]:
+    """Hold a lock between processes; waits for it. Gives the descriptor that holds it."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+@contextlib.contextmanager
+def _no_service_starts() -> Iterator[None]:
+    """Debian asks this file before it starts a service; the machine's own one is respected."""
+    try:
+        descriptor = os.open(_POLICY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o755)
+    except FileExistsError:
+        yield
+        return
+    try:
+        os.write(descriptor, b"#!/bin/sh\nexit 101\n")
+        os.close(descriptor)
+        yield
+    finally:
+        _POLICY.unlink(missing_ok=True)

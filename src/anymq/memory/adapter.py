@@ -1,0 +1,251 @@
+"""Sessions with a broker in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from anymq import spi
+from anymq.memory.broker import MemoryBroker, Queue
+from anymq.memory.capabilities import declare
+from anymq.spi import (
+    STORED,
+    Capabilities,
+    Claim,
+    ClosedError,
+    ConfigError,
+    ConnectionLostError,
+    Delivery,
+    Depth,
+    Done,
+    LeaseLostError,
+    Message,
+    Mode,
+    NotFoundError,
+    Refusal,
+    SendOutcome,
+    Status,
+    Subscription,
+    Topic,
+    UnroutableError,
+    Url,
+)
+
+
+class MemoryAdapter(spi.Adapter):
+    """One session."""
+
+    native: MemoryAdapter
+    server = "memory"
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.native = self
+        self.broker = broker
+        self.receivers: set[MemoryReceiver] = set()
+        self.lost: ConnectionLostError | None = None
+
+    def capabilities(self, at: Topic | Subscription) -> Capabilities:
+        return declare({}, at, self.server)
+
+    def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
+        self.check()
+        for item in what:
+            self.broker.provision(item, mode)
+
+    def sender(self, topic: Topic) -> MemorySender:
+        self.check()
+        self.broker.find(topic)
+        return MemorySender(self, topic)
+
+    def receiver(
+        self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
+    ) -> MemoryReceiver:
+        self.check()
+        receiver = MemoryReceiver(self.broker.queue(subscription), on_end)
+        self.receivers.add(receiver)
+        return receiver
+
+    def depth(self, subscription: Subscription) -> Depth:
+        queue = self.broker.queue(subscription)
+        with queue.lock:
+            queue.advance(queue.clock.monotonic())
+            return Depth(queue.ready(), len(queue.leased), len(queue.delayed), exact=True)
+
+    def purge(self, subscription: Subscription) -> None:
+        queue = self.broker.queue(subscription)
+        with queue.lock:
+            queue.levels.clear()
+            queue.levels[0] = deque()
+
+    def remove(self, what: Topic | Subscription) -> None:
+        if what.address is not None:
+            raise ConfigError(f"{what} is an address: anymq does not remove what it did not make")
+        with self.broker.lock:
+            if isinstance(what, Topic):
+                gone = self.broker.topics.pop(what.name, {})
+            else:
+                queues = self.broker.topics.get(str(what.topic), {})
+                gone = {what.name: queues.pop(what.name)} if what.name in queues else {}
+        for receiver in list(self.receivers):
+            if receiver.queue in gone.values():
+                receiver.end(NotFoundError(f"{receiver.queue.subscription} was removed"))
+
+    def check(self) -> None:
+        if self.lost:
+            raise self.lost
+
+    def cut(self) -> None:
+        """End the session as a crash of its process would: nothing is given back in order."""
+        self.lost = ConnectionLostError("the session was cut")
+        for receiver in list(self.receivers):
+            receiver.end(self.lost)
+
+    def close(self) -> None:
+        self.lost = self.lost or ConnectionLostError("the session is closed")
+
+
+class MemorySender(spi.Sender):
+    def __init__(self, session: MemoryAdapter, topic: Topic) -> None:
+        self.session = session
+        self.topic = topic
+
+    def send(self, batch: Sequence[Message], done: Done) -> None:
+        if self.session.lost:
+            raise self.session.lost
+        queues = self.session.broker.find(self.topic)
+        for queue in list(queues.values()):
+            queue.put(batch)
+        done([STORED if queues else self.unroutable()] * len(batch))
+
+    def unroutable(self) -> SendOutcome:
+        why = f"topic {self.topic} has no subscription: the message would reach nobody"
+        return SendOutcome(Status.FAILED, UnroutableError(why))
+
+    def close(self, timeout: float) -> None:
+        pass
+
+
+class MemoryReceiver(spi.Receiver):
+    def __init__(self, queue: Queue, on_end: Callable[[Claim], None]) -> None:
+        self.queue = queue
+        self.on_end = on_end
+        self.claim = Claim(str(queue.subscription))
+        self.stopped = False
+
+    def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        queue = self.queue
+        until = None
+        with queue.lock:
+            while True:
+                if self.claim.ended:
+                    raise self.claim.ended
+                taken = queue.take(self, limit)
+                if taken or self.stopped or wait <= 0:
+                    return taken
+                now = time.monotonic()
+                until = until or now + wait
+                if now >= until:
+                    return taken
+                event = queue.next_event - queue.clock.monotonic()
+                queue.waiting += 1
+                queue.changed.wait(min(until - now, max(event, 0.001)))
+                queue.waiting -= 1
+
+    def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+        queue = self.queue
+        with queue.lock:
+            if queue.clock.monotonic() >= queue.next_event:
+                queue.advance(queue.clock.monotonic())
+            return [(d, over()) for d in deliveries if queue.settle(d) is None]
+
+    def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
+        refused: list[Refusal] = []
+        queue = self.queue
+        with queue.lock:
+            queue.advance(queue.clock.monotonic())
+            for delivery in deliveries:
+                entry = queue.settle(delivery)
+                if entry is None:
+                    refused.append((delivery, over()))
+                elif delay:
+                    queue.postpone(entry, delay)
+                else:
+                    queue.give_back(entry)
+        return refused
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        queue = self.queue
+        with queue.lock:
+            queue.advance(queue.clock.monotonic())
+            for delivery in deliveries:
+                entry = queue.settle(delivery)
+                if entry is not None:
+                    queue.uncount(entry)
+                    queue.give_back(entry)
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Refusal]:
+        refused: list[Refusal] = []
+        queue = self.queue
+        with queue.lock:
+            now = queue.clock.monotonic()
+            queue.advance(now)
+            deadline = now + seconds
+            for delivery in deliveries:
+                entry = queue.leased.get(delivery.handle)
+                if entry is None:
+                    refused.append((delivery, over()))
+                else:
+                    entry.deadline = delivery.deadline = deadline
+            queue.next_event = min(queue.next_event, deadline)
+        return refused
+
+    def stop(self) -> None:
+        with self.queue.lock:
+            self.stopped = True
+            self.queue.changed.notify_all()
+
+    def close(self, timeout: float) -> None:
+        if not self.claim.ended:
+            self.claim.ended = ClosedError("the consumer is closed")
+            with self.queue.lock:
+                self.queue.lose(self)
+
+    def end(self, error: spi.AnymqError) -> None:
+        if not self.claim.ended:
+            self.claim.ended = error
+            with self.queue.lock:
+                self.queue.lose(self)
+                self.queue.changed.notify_all()
+            self.on_end(self.claim)
+
+
+def over() -> LeaseLostError:
+    return LeaseLostError("the lease is over: somebody else may have the message")
+
+
+_brokers: dict[str, MemoryBroker] = {}
+_brokers_lock = threading.Lock()
+
+
+def install(name: str, broker: MemoryBroker) -> MemoryBroker:
+    """Make `memory://name` mean this broker."""
+    with _brokers_lock:
+        _brokers[name] = broker
+    return broker
+
+
+def forget(name: str = "") -> None:
+    """Drop `memory://name` with all that it holds."""
+    with _brokers_lock:
+        _brokers.pop(name, None)
+
+
+def connect(url: Url, options: Mapping[str, Any]) -> MemoryAdapter:
+    if url.path or url.username is not None or len(url.hosts) > 1:
+        raise ConfigError(f"{url}: write memory:// or memory://name")
+    name = url.hosts[0][0] if url.hosts else ""
+    with _brokers_lock:
+        return MemoryAdapter(_brokers.setdefault(name, MemoryBroker()))

@@ -1,0 +1,532 @@
+"""Producer: sends to one topic. Batches that grow under load, several in flight, order kept."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.errors import (
+    AnymqError,
+    BackPressureTimeout,
+    BrokerError,
+    ClosedError,
+    InvalidMessageError,
+    PlannedError,
+    SendManyError,
+    SendUnknownError,
+    TooLargeError,
+    UnsupportedError,
+)
+from anymq.message import (
+    NO_HEADERS,
+    PASSED,
+    STORED,
+    Message,
+    SendOutcome,
+    Status,
+    check_message,
+)
+from anymq.spi import Done, Sender, Topic
+
+log = logging.getLogger("anymq")
+EXAMPLES = 100  # failures that a SendReport keeps
+CHUNKS_AHEAD = 16  # of one send_many, unanswered
+PATIENCE = 0.005  # seconds that the first message of a chunk waits for others
+
+
+@dataclass(slots=True)
+class SendReport:
+    """What became of a send_many: how many of each status, and the first that failed."""
+
+    stored: int = 0
+    passed: int = 0
+    failed: int = 0
+    unknown: int = 0
+    failures: list[tuple[Message, SendOutcome]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = ((s.value, getattr(self, s.value)) for s in Status)
+        return ", ".join(f"{n} {name}" for name, n in counts if n) or "nothing sent"
+
+
+class Outbox:
+    """What waits in front of Sender.send, bounded in messages and bytes.
+
+    Whoever finds it idle pumps it: no thread, no linger; while one batch is being handed over,
+    the next one grows.
+    """
+
+    def __init__(self, sender: Sender, max_pending: int, max_pending_bytes: int) -> None:
+        self.sender = sender
+        self.max_pending = max_pending
+        self.max_pending_bytes = max_pending_bytes
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.queue: deque[tuple[Sequence[Message], int, Done]] = deque()
+        self.pending = self.pending_bytes = 0  # waiting or in flight
+        self.in_flight = 0
+        self.pumping = False
+        self.waiters = 0
+
+    def put(self, chunk: Sequence[Message], done: Done, timeout: float) -> None:
+        """Hand over a chunk in its turn. Raises BackPressureTimeout when there is no room for
+        it within `timeout` seconds; then nothing of it was handed over."""
+        count = len(chunk)
+        size = len(chunk[0].body) if count == 1 else sum([len(m.body) for m in chunk])
+        with self.lock:
+            if self.pending and not self._fits(count, size):
+                self._wait(lambda: not self.pending or self._fits(count, size), timeout)
+            self.pending += count
+            self.pending_bytes += size
+            if self.pumping or self.queue or self.in_flight >= self.sender.window:
+                self.queue.append((chunk, size, done))
+                return
+            self.pumping = True
+            self.in_flight += count
+        self._hand_over(chunk, size, done)
+        self._pump()
+
+    def drain(self, timeout: float) -> int:
+        """Wait until everything is answered; how many messages are not."""
+        with self.lock:
+            self.waiters += 1
+            self.changed.wait_for(lambda: not self.pending, timeout)
+            self.waiters -= 1
+            return self.pending
+
+    def _fits(self, count: int, size: int) -> bool:
+        return (
+            self.pending + count <= self.max_pending
+            and self.pending_bytes + size <= self.max_pending_bytes
+        )
+
+    def _wait(self, room: Callable[[], bool], timeout: float) -> None:
+        self.waiters += 1
+        found = self.changed.wait_for(room, timeout)
+        self.waiters -= 1
+        if not found:
+            raise BackPressureTimeout(
+                f"{self.pending} messages ({self.pending_bytes} bytes) wait for the broker's"
+                f" answer, none came in {timeout:g} s: this one was not handed over"
+            )
+
+    def _pump(self) -> None:
+        while True:
+            with self.lock:
+                if not self.queue or self.in_flight >= self.sender.window:
+                    self.pumping = False
+                    return
+                chunk, size, done = self.queue.popleft()
+                if self.queue and len(chunk) < self.sender.batch:
+                    chunk, size, done = self._join(chunk, size, done)
+                self.in_flight += len(chunk)
+            self._hand_over(chunk, size, done)
+
+    def _join(
+        self, chunk: Sequence[Message], size: int, done: Done
+    ) -> tuple[Sequence[Message], int, Done]:
+        """Several waiting chunks as one batch."""
+        joined, parts = list(chunk), [(len(chunk), done)]
+        while self.queue and len(joined) < self.sender.batch:
+            more, its_size, its_done = self.queue.popleft()
+            joined += more
+            size += its_size
+            parts.append((len(more), its_done))
+
+        def split(outcomes: Sequence[SendOutcome]) -> None:
+            start = 0
+            for count, its_done in parts:
+                its_done(outcomes[start : start + count])
+                start += count
+
+        return joined, size, split
+
+    def _hand_over(self, chunk: Sequence[Message], size: int, done: Done) -> None:
+        def answered(outcomes: Sequence[SendOutcome]) -> None:
+            self._answered(len(chunk), size, done, outcomes)
+
+        try:
+            self.sender.send(chunk, answered)
+        except AnymqError as error:  # by contract nothing was handed over
+            answered([SendOutcome(Status.FAILED, error)] * len(chunk))
+        except Exception as error:  # noqa: BLE001 (a fault of the adapter: nobody knows)
+            unknown = SendUnknownError(f"the adapter failed: {error!r}; it may be stored")
+            unknown.__cause__ = error
+            answered([SendOutcome(Status.UNKNOWN, unknown)] * len(chunk))
+
+    def _answered(self, count: int, size: int, done: Done, outcomes: Sequence[SendOutcome]) -> None:
+        try:
+            done(outcomes)
+        finally:
+            with self.lock:
+                self.in_flight -= count
+                self.pending -= count
+                self.pending_bytes -= size
+                if self.waiters:
+                    self.changed.notify_all()
+                pump = not self.pumping and self.queue and self.in_flight < self.sender.window
+                if pump:
+                    self.pumping = True
+        if pump:
+            self._pump()
+
+
+class Producer:
+    """Sends to one topic. Safe to share between threads; messages of one thread keep their order.
+
+    Made by Broker.producer(). Close it, or use it as a context manager: closing waits for the
+    broker's answers and raises SendUnknownError when some do not come.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        topic: Topic,
+        capabilities: Capabilities,
+        *,
+        timeout: float = 30.0,
+        max_pending: int = 10_000,
+        max_pending_bytes: int = 64 << 20,
+    ) -> None:
+        self.topic = topic
+        self.capabilities = capabilities
+        self._timeout = timeout
+        self._outbox = Outbox(sender, max_pending, max_pending_bytes)
+        self._sender = sender
+        self._body_limit = capabilities.limits.body or float("inf")
+        self._id_prefix = os.urandom(8).hex()
+        self._id_numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    # sending
+
+    def send(
+        self,
+        body: bytes | Message,
+        key: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        delay: float = 0.0,
+    ) -> SendOutcome:
+        """Send one message and wait until the broker has it: the outcome is stored (or passed,
+        where a broker keeps nothing). Raises the error of any other outcome: SendUnknownError
+        when no answer comes within the producer's timeout; InvalidMessageError, TooLargeError,
+        UnroutableError, ... for what is certainly not stored; BackPressureTimeout."""
+        message = body if isinstance(body, Message) else Message(body, key, headers, delay=delay)
+        self._prepare(message)
+        ticket = _Ticket()
+        self._outbox.put((message,), ticket.done, self._timeout)
+        outcome = ticket.outcome or ticket.wait(self._timeout)
+        if outcome is None:
+            raise SendUnknownError(
+                f"no answer for message {message.id} to {self.topic} in {self._timeout:g} s:"
+                " it may be stored"
+            )
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome
+
+    def send_json(
+        self,
+        value: Any,
+        key: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        delay: float = 0.0,
+    ) -> SendOutcome:
+        """send() of a value as JSON, with its content type."""
+        try:
+            body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidMessageError(f"this value is no JSON: {error}") from error
+        kind = "application/json"
+        return self.send(Message(body, key, headers, content_type=kind, delay=delay))
+
+    def send_soon(self, message: Message) -> Future[SendOutcome]:
+        """Hand over one message and return; the future has the outcome, or raises as send() does.
+        Blocks only while too much is pending. Raises InvalidMessageError and the like at once."""
+        self._prepare(message)
+        future: Future[SendOutcome] = Future()
+
+        def done(outcomes: Sequence[SendOutcome]) -> None:
+            outcome = outcomes[0]
+            if outcome.error is None:
+                future.set_result(outcome)
+            else:
+                log.warning("message %s to %s: %s", message.id, self.topic, outcome.error)
+                future.set_exception(outcome.error)
+
+        self._outbox.put((message,), done, self._timeout)
+        return future
+
+    def send_many(
+        self,
+        messages: Iterable[Message],
+        on_outcome: Callable[[Message, SendOutcome], None] | None = None,
+    ) -> SendReport:
+        """Send them in order, several batches in flight, in constant memory, however many.
+
+        `on_outcome` is called for every message, in order, on this thread. Without it a message
+        that is not stored or passed raises SendManyError at the end, after all have been tried.
+        When no answer comes within the producer's timeout, the rest of `messages` is not sent.
+        """
+        run = _SendMany(self, on_outcome)
+        try:
+            for chunk in _chunks(messages, self._sender.batch):
+                if not run.send(chunk):
+                    break
+        finally:
+            report = run.finish()
+        if on_outcome is None and report.failures:
+            raise SendManyError(
+                f"not everything was sent to {self.topic}: {report}; the first:"
+                f" message {report.failures[0][0].id}: {report.failures[0][1].error}",
+                report,
+            ) from report.failures[0][1].error
+        return report
+
+    def forward(self, message: Message, done: Callable[[SendOutcome], None]) -> None:
+        """Hand over a message that came from a broker, unchecked, under its own id; done gets the
+        outcome, perhaps from another thread. Raises BackPressureTimeout."""
+        if message.id is None:
+            self._number(message)
+        self._outbox.put((message,), lambda outcomes: done(outcomes[0]), self._timeout)
+
+    def _prepare(self, message: Message) -> None:
+        """Refuse what cannot be sent, number the rest."""
+        if self._closed:
+            raise ClosedError(f"this producer to {self.topic} is closed")
+        if not isinstance(message, Message):
+            raise InvalidMessageError(f"send a Message or bytes, not {type(message).__name__}")
+        if check_message(message):
+            self._check_features(message)
+        if len(message.body) > self._body_limit:
+            raise TooLargeError(
+                f"a body of {len(message.body)} bytes: {self.capabilities.about} takes"
+                f" {self._body_limit} at most"
+            )
+        if message.id is None or message.timestamp is None:
+            self._number(message)
+
+    def _number(self, message: Message) -> None:
+        if message.id is None:
+            message.id = f"{self._id_prefix}-{next(self._id_numbers):x}"
+        if message.timestamp is None:
+            message.timestamp = time.time()
+
+    def _check_features(self, message: Message) -> None:
+        """A feature that the broker does not have is an error, never ignored."""
+        asked = (
+            (bool(message.delay), Guarantee.DELAY, "delay"),
+            (message.priority is not None, Guarantee.PRIORITY, "priority"),
+            (message.expires is not None, Guarantee.EXPIRY, "expires"),
+        )
+        for used, guarantee, name in asked:
+            if used and not self.capabilities.has(guarantee):
+                fact = self.capabilities.fact(guarantee)
+                kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
+                raise kind(f"{name} on {self.capabilities.about}: {fact.reason}")
+        if message.delay > self.capabilities.limits.delay:
+            raise UnsupportedError(
+                f"delay={message.delay:g} s: {self.capabilities.about} takes"
+                f" {self.capabilities.limits.delay:g} s at most"
+            )
+
+    # closing
+
+    def flush(self, timeout: float = 30.0) -> None:
+        """Wait until everything handed over is answered. Raises SendUnknownError otherwise."""
+        left = self._outbox.drain(timeout)
+        if left:
+            raise SendUnknownError(
+                f"{left} messages to {self.topic} have no answer after {timeout:g} s:"
+                " they may be stored"
+            )
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Wait for the answers to what was handed over, at most `timeout` seconds, then end.
+        Raises SendUnknownError when some did not come. A second close does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        until = time.monotonic() + timeout
+        try:
+            self.flush(timeout)
+        finally:
+            self._sender.close(max(0.0, until - time.monotonic()))
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except BrokerError as failure:
+            if error is None:
+                raise
+            log.error("while closing: %s", failure)  # the block's own error goes on
+
+
+class _Ticket:
+    """One send() that waits for its outcome. A client that blocks has answered before: then no
+    lock is made."""
+
+    __slots__ = ("outcome", "waiter")
+
+    def __init__(self) -> None:
+        self.outcome: SendOutcome | None = None
+        self.waiter: threading.Lock | None = None
+
+    def done(self, outcomes: Sequence[SendOutcome]) -> None:
+        self.outcome = outcomes[0]
+        if self.waiter is not None:
+            self.waiter.release()
+
+    def wait(self, timeout: float) -> SendOutcome | None:
+        waiter = threading.Lock()
+        waiter.acquire()
+        self.waiter = waiter
+        if self.outcome is None:  # looked at after the waiter is in place: none is missed
+            waiter.acquire(timeout=timeout)
+        return self.outcome
+
+
+class _SendMany:
+    """One send_many: chunks in flight, outcomes in order."""
+
+    def __init__(
+        self, producer: Producer, on_outcome: Callable[[Message, SendOutcome], None] | None
+    ) -> None:
+        self.producer = producer
+        self.on_outcome = on_outcome
+        self.report = SendReport()
+        self.sent: deque[_Chunk] = deque()
+        self.broken = False  # no answer came in time: stop sending
+
+    def send(self, messages: list[Message]) -> bool:
+        chunk = _Chunk(messages)
+        for index, message in enumerate(messages):
+            try:
+                self.producer._prepare(message)
+            except AnymqError as error:
+                if isinstance(error, ClosedError):
+                    raise
+                chunk.refused[index] = SendOutcome(Status.FAILED, error)
+        self.sent.append(chunk)
+        good = chunk.good()
+        if good:
+            try:
+                self.producer._outbox.put(good, chunk.done, self.producer._timeout)
+            except BackPressureTimeout as error:
+                chunk.done([SendOutcome(Status.FAILED, error)] * len(good))
+                self.broken = True
+        else:
+            chunk.done(())
+        while len(self.sent) >= CHUNKS_AHEAD or (self.sent and self.sent[0].outcomes is not None):
+            self._take()
+        return not self.broken
+
+    def finish(self) -> SendReport:
+        while self.sent:
+            self._take()
+        return self.report
+
+    def _take(self) -> None:
+        chunk = self.sent.popleft()
+        outcomes = chunk.wait(0.0 if self.broken else self.producer._timeout)
+        if outcomes is None:
+            self.broken = True
+            error = SendUnknownError(f"no answer in {self.producer._timeout:g} s: it may be stored")
+            outcomes = [SendOutcome(Status.UNKNOWN, error)] * len(chunk.good())
+        self._count(chunk.messages, chunk.merge(outcomes))
+
+    def _count(self, messages: Sequence[Message], outcomes: Sequence[SendOutcome]) -> None:
+        report = self.report
+        stored, passed = outcomes.count(STORED), outcomes.count(PASSED)
+        report.stored += stored
+        report.passed += passed
+        if stored + passed < len(outcomes):
+            for message, outcome in zip(messages, outcomes, strict=True):
+                if outcome.error is not None:
+                    name = outcome.status.value
+                    setattr(report, name, getattr(report, name) + 1)
+                    if len(report.failures) < EXAMPLES:
+                        report.failures.append((message, outcome))
+        if self.on_outcome is not None:
+            for message, outcome in zip(messages, outcomes, strict=True):
+                self.on_outcome(message, outcome)
+
+
+class _Chunk:
+    """Messages of one send_many that travel together, and their outcomes."""
+
+    __slots__ = ("answered", "messages", "outcomes", "refused")
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages = messages
+        self.refused: dict[int, SendOutcome] = {}
+        self.outcomes: Sequence[SendOutcome] | None = None
+        self.answered = threading.Lock()
+        self.answered.acquire()
+
+    def good(self) -> Sequence[Message]:
+        if not self.refused:
+            return self.messages
+        return [m for i, m in enumerate(self.messages) if i not in self.refused]
+
+    def done(self, outcomes: Sequence[SendOutcome]) -> None:
+        self.outcomes = outcomes
+        self.answered.release()
+
+    def wait(self, timeout: float) -> Sequence[SendOutcome] | None:
+        if self.outcomes is None:
+            self.answered.acquire(timeout=timeout)
+        return self.outcomes
+
+    def merge(self, outcomes: Sequence[SendOutcome]) -> Sequence[SendOutcome]:
+        if not self.refused:
+            return outcomes
+        answers = iter(outcomes)
+        return [self.refused.get(i) or next(answers) for i in range(len(self.messages))]
+
+
+def _chunks(messages: Iterable[Message], size: int) -> Iterator[list[Message]]:
+    """Batches of a source that may be slow or fail: what it gave is sent all the same."""
+    chunk: list[Message] = []
+    until = 0.0
+    try:
+        for message in messages:
+            chunk.append(message)
+            if len(chunk) == 1:
+                until = time.monotonic() + PATIENCE
+            elif len(chunk) >= size or time.monotonic() > until:
+                yield chunk
+                chunk = []
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk

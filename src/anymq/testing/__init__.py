@@ -1,0 +1,14 @@
+"""The contract suite: what the cases in contract_tests/ stand on. Ships in the wheel.
+
+    pytest --pyargs anymq.testing --anymq-url myscheme://host    the suite against one broker
+
+history    what happened in a run, as events
+checker    one pass over a history that names every anomaly in it
+contract   @contract and the registry of cases
+scenario   what a case works with
+verdict    from what a case saw, and the level declared, to the outcome of a cell
+columns    the brokers that the suite runs against
+runner     cases by columns, with deadlines and progress
+plugin     the same as pytest items
+mutants    broken brokers that the suite must catch
+"""

@@ -1,0 +1,441 @@
+"""One checker: a single pass over a history that names every anomaly in it.
+
+The definitions follow Jepsen's checkers for queues and Kafka, for brokers that show no offsets.
+Everything is always counted; which counts matter is for the caller to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from anymq.testing.history import OUTCOMES, SETTLED, Event, Kind
+
+EXAMPLES = 8
+
+CLASSES = {
+    "lost_prefix": "stored, never delivered, and earlier than anything delivered of its stream",
+    "lost_middle": "stored, never delivered, though later ones of its stream were",
+    "lost_postfix": "stored, never delivered, nor anything after it",
+    "ghost": "delivered where nobody sent it",
+    "stored_though_failed": "reported as certainly not stored, and delivered",
+    "unanswered": "a send that never got an outcome",
+    "altered": "delivered with another body, key or headers than it was sent with",
+    "after_nack": "again because it was nacked",
+    "after_release": "again because it was released",
+    "after_lease": "again because the lease had run out",
+    "after_crash": "again because its consumer died",
+    "after_close": "again because its consumer closed without settling it",
+    "after_fault": "again after a fault of the broker or of the connection",
+    "after_resend": "again because it was sent again",
+    "after_ack": "again although it was acked",
+    "unexplained": "again for no reason that the history knows",
+    "inversion": "first delivered after a later one of its stream",
+    "concurrent": "delivered while another consumer holds a message of its key",
+    "overtaking": "delivered or acked while an earlier one of its key was nacked and not yet back",
+    "attempt_gap": "the attempt number is not the previous one plus one",
+    "beyond_max": "delivered more often than max_attempts",
+    "letter_missing": "should be in the dead letters and is not",
+    "letter_and_processed": "acked, and in the dead letters too",
+    "letter_duplicated": "in the dead letters more than once",
+    "early": "delivered before it was due",
+    "late": "delivered later than due plus the tolerance",
+}
+GROUPS = {
+    "lost": ("lost_prefix", "lost_middle", "lost_postfix"),
+    # for no reason that the consumer gave
+    "duplicate": ("after_ack", "after_lease", "after_close", "unexplained"),
+    "redelivered": (
+        *("after_nack", "after_release", "after_lease", "after_crash", "after_close"),
+        *("after_fault", "after_resend", "after_ack", "unexplained"),
+    ),
+}
+NEVER = ("ghost", "altered", "stored_though_failed")  # no broker may do this, whatever it declares
+
+
+@dataclass(slots=True)
+class Finding:
+    """One class of anomaly: how often, and the events that witness the first few."""
+
+    name: str
+    count: int = 0
+    worst: float = 0.0  # displacement of an inversion, seconds early or late
+    examples: list[list[Event]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        worst = f" (worst {self.worst:.3g})" if self.worst else ""
+        return f"{self.count} {self.name}{worst}: {CLASSES[self.name]}"
+
+
+class Judgement:
+    """What the checker found, by class, and how much there was to judge."""
+
+    def __init__(self) -> None:
+        self.findings = {name: Finding(name) for name in CLASSES}
+        self.exercised: dict[str, int] = {}
+
+    def add(self, name: str, *events: Event | None, worst: float = 0.0) -> None:
+        finding = self.findings[name]
+        finding.count += 1
+        finding.worst = max(finding.worst, worst)
+        if len(finding.examples) < EXAMPLES:
+            finding.examples.append([event for event in events if event])
+
+    def saw(self, what: str, count: int = 1) -> None:
+        self.exercised[what] = self.exercised.get(what, 0) + count
+
+    def named(self, *names: str) -> list[Finding]:
+        """The findings of these classes or groups of classes that are not empty."""
+        wanted = [one for name in names for one in GROUPS.get(name, (name,))]
+        return [self.findings[one] for one in wanted if self.findings[one].count]
+
+    def count(self, *names: str) -> int:
+        return sum(finding.count for finding in self.named(*names))
+
+
+@dataclass(slots=True)
+class _Sent:
+    event: Event
+    outcome: Event | None = None
+    times: int = 1
+    delivered: Event | None = None  # for the first time, anywhere
+
+
+@dataclass(slots=True)
+class _State:
+    """One message in one subscription."""
+
+    deliveries: int = 0
+    last: Event | None = None  # the latest delivery
+    settled: Event | None = None  # how that one was settled
+    confirmed: bool = False  # the ack is known to be applied
+    letters: int = 0
+    letter_due: Event | None = None  # the event after which it belongs to the dead letters
+    acked: Event | None = None
+    due: float | None = None
+
+
+def check(
+    events: Iterable[Event],
+    *,
+    where: Sequence[str] | None = None,
+    max_attempts: int | None = None,
+    tolerance: float = 1.0,
+    drained: bool = True,
+) -> Judgement:
+    """Judge a history. `where`: the subscriptions ("topic/name") that must get everything sent to
+    their topic; by default those that received anything. `drained` False: the run ended before
+    all could arrive, so nothing is lost yet."""
+    checker = _Checker(max_attempts, tolerance)
+    for event in events:
+        checker.step(event)
+    checker.finish(where, drained)
+    return checker.found
+
+
+class _Checker:
+    def __init__(self, max_attempts: int | None, tolerance: float) -> None:
+        self.found = Judgement()
+        self.max_attempts = max_attempts
+        self.tolerance = tolerance
+        self.index = 0
+        self.sent: dict[tuple[str, str | None], _Sent] = {}  # by topic and id
+        self.states: dict[tuple[str, str | None], _State] = {}  # by subscription and id
+        self.unconfirmed: dict[str, list[_State]] = {}  # by consumer
+        self.ended: dict[str, Event] = {}  # consumers that crashed or closed
+        self.fault: Event | None = None
+        self.order = _Order(self.found)
+        self.holders = _Holders(self.found)
+        self.steps: dict[Kind, Callable[[Event], None]] = {
+            Kind.SEND: self._send,
+            Kind.RECEIVED: self._received,
+            Kind.LETTER: self._letter,
+            Kind.FLUSHED: self._confirm,
+            Kind.CLOSED: self._end,
+            Kind.CRASH: self._end,
+            Kind.FAULT: self._fault,
+        }
+        self.steps |= dict.fromkeys(OUTCOMES, self._outcome)
+        self.steps |= dict.fromkeys(SETTLED, self._settled)
+
+    def step(self, event: Event) -> None:
+        self.found.saw(event.kind)
+        handle = self.steps.get(event.kind)
+        if handle:
+            handle(event)
+
+    # sending
+
+    def _send(self, event: Event) -> None:
+        place = (event.where, event.id)
+        if place in self.sent:
+            self.sent[place].times += 1
+        else:
+            self.sent[place] = _Sent(event)
+
+    def _outcome(self, event: Event) -> None:
+        sent = self.sent.get((event.where, event.id))
+        # sent again after an unknown: the better answer stands
+        if sent and (sent.outcome is None or event.kind in (Kind.STORED, Kind.PASSED)):
+            sent.outcome = event
+
+    # delivering
+
+    def _received(self, event: Event) -> None:
+        state = self.states.setdefault((event.where, event.id), _State())
+        sent = self.sent.get((event.where.partition("/")[0], event.id))
+        self._judge_origin(event, sent)
+        self._judge_time(event, state, sent)
+        if state.last is None:
+            self.order.first(event, sent.event if sent else None)
+        else:
+            self.found.saw("redelivered")
+            self.found.add(self._cause(event, state, sent), state.last, state.settled, event)
+            self.holders.drop(state.last)
+        self._judge_attempt(event, state)
+        self.order.delivered(event)
+        self.holders.take(event)
+        state.deliveries += 1
+        state.last, state.settled, state.confirmed, state.due = event, None, False, None
+
+    def _judge_origin(self, event: Event, sent: _Sent | None) -> None:
+        if sent is None:
+            self.found.add("ghost", event)
+            return
+        if sent.event.digest is not None and event.digest not in (None, sent.event.digest):
+            self.found.add("altered", sent.event, event)
+        sent.delivered = sent.delivered or event
+
+    def _judge_time(self, event: Event, state: _State, sent: _Sent | None) -> None:
+        due = state.due
+        if due is None and state.last is None and sent is not None:
+            due = sent.event.due
+        if due is None:
+            return
+        self.found.saw("delayed")
+        if event.at < due:
+            self.found.add("early", state.settled, event, worst=due - event.at)
+        elif event.at > due + self.tolerance:
+            self.found.add("late", state.settled, event, worst=event.at - due)
+
+    def _judge_attempt(self, event: Event, state: _State) -> None:
+        if event.attempt is not None:
+            self.found.saw("counted")
+            before = state.last.attempt if state.last else 0
+            if before is not None and event.attempt != before + 1:
+                self.found.add("attempt_gap", state.last, event)
+        if self.max_attempts is not None and state.deliveries >= self.max_attempts:
+            self.found.add("beyond_max", state.last, event)
+
+    def _cause(self, event: Event, state: _State, sent: _Sent | None) -> str:
+        """Why a message comes again."""
+        last, settled = state.last, state.settled
+        assert last is not None
+        if settled and settled.kind is Kind.NACK:
+            return "after_nack"
+        if settled and settled.kind is Kind.RELEASE:
+            return "after_release"
+        if sent and state.deliveries < sent.times:
+            return "after_resend"
+        if state.confirmed:
+            return "after_ack"
+        if self.fault and self.fault.at >= last.at:
+            return "after_fault"
+        end = self.ended.get(last.who)
+        if end:
+            return "after_crash" if end.kind is Kind.CRASH else "after_close"
+        given_back = settled.at if settled else event.at
+        if last.until is not None and given_back >= last.until:
+            return "after_lease"
+        return "after_ack" if settled else "unexplained"
+
+    # settling
+
+    def _settled(self, event: Event) -> None:
+        state = self.states.get((event.where, event.id))
+        if state is None or state.last is None:
+            return
+        state.settled, state.due = event, event.due
+        self.holders.drop(state.last)
+        last_try = self.max_attempts is not None and self._attempt(state) >= self.max_attempts
+        if event.kind is Kind.ACK:
+            self.order.acked(event, state.last)
+            state.acked = event
+            self.unconfirmed.setdefault(event.who, []).append(state)
+        elif event.kind is Kind.DEAD_LETTER or (event.kind is Kind.NACK and last_try):
+            state.letter_due = event
+        else:
+            self.order.went_back(event, state.last)
+
+    def _attempt(self, state: _State) -> int:
+        assert state.last is not None
+        return state.last.attempt or state.deliveries
+
+    def _confirm(self, event: Event) -> None:
+        for state in self.unconfirmed.pop(event.who, ()):
+            if state.settled and state.settled.who == event.who:
+                state.confirmed = True
+
+    def _end(self, event: Event) -> None:
+        if event.kind is Kind.CLOSED:
+            self._confirm(event)
+        self.ended[event.who] = event
+        self.holders.gone(event.who)
+
+    def _fault(self, event: Event) -> None:
+        self.fault = event
+
+    def _letter(self, event: Event) -> None:
+        state = self.states.setdefault((event.where, event.id), _State())
+        sent = self.sent.get((event.where.partition("/")[0], event.id))
+        self._judge_origin(event, sent)
+        state.letters += 1
+        if state.letters > 1:
+            self.found.add("letter_duplicated", event)
+
+    # at the end
+
+    def finish(self, where: Sequence[str] | None, drained: bool) -> None:
+        seen = dict.fromkeys(place for place, _ in self.states)
+        places = list(seen) if where is None else list(where)
+        for sent in self.sent.values():
+            self._judge_answer(sent)
+        if drained:
+            for place in places:
+                self._judge_lost(place)
+            self._judge_letters()
+        self.found.saw("keys", len(self.order.keys))
+
+    def _judge_answer(self, sent: _Sent) -> None:
+        if sent.outcome is None and sent.event.who not in self.ended:
+            self.found.add("unanswered", sent.event)
+        if sent.outcome and sent.outcome.kind is Kind.FAILED and sent.delivered:
+            self.found.add("stored_though_failed", sent.event, sent.outcome, sent.delivered)
+
+    def _judge_lost(self, place: str) -> None:
+        """Lost messages stand before, between or after what was delivered of their stream."""
+        topic = place.partition("/")[0]
+        streams: dict[tuple[str, str | None], list[_Sent]] = {}
+        for (sent_to, _), sent in self.sent.items():
+            if sent_to == topic:
+                streams.setdefault((sent.event.who, sent.event.key), []).append(sent)
+        for stream in streams.values():
+            arrived = [self._arrived(place, sent) for sent in stream]
+            first = arrived.index(True) if True in arrived else len(stream)
+            last = len(arrived) - 1 - arrived[::-1].index(True) if True in arrived else -1
+            for n, sent in enumerate(stream):
+                if arrived[n] or not sent.outcome or sent.outcome.kind not in _ANSWERED_FOR:
+                    continue
+                name = "lost_postfix" if n > last else "lost_prefix" if n < first else "lost_middle"
+                self.found.add(name, sent.event, sent.outcome)
+
+    def _arrived(self, place: str, sent: _Sent) -> bool:
+        state = self.states.get((place, sent.event.id))
+        return state is not None and (state.deliveries > 0 or state.letters > 0)
+
+    def _judge_letters(self) -> None:
+        for state in self.states.values():
+            if state.letter_due and not state.letters:
+                self.found.add("letter_missing", state.last, state.letter_due)
+            if state.letters and state.acked:
+                self.found.add("letter_and_processed", state.last, state.acked)
+
+
+_ANSWERED_FOR = (Kind.STORED, Kind.PASSED)
+
+
+class _Order:
+    """Order within a stream: what one producer sent with one key, seen by one subscription."""
+
+    def __init__(self, found: Judgement) -> None:
+        self.found = found
+        self.keys: set[tuple[str, str | None]] = set()
+        self.newest: dict[tuple[str, str, str | None], Event] = {}  # highest seq, first deliveries
+        self.seqs: dict[tuple[str, str | None], tuple[str, int]] = {}  # id -> producer, seq
+        self.back: dict[tuple[str, str, str | None], list[int]] = {}  # given back, not yet again
+
+    def first(self, event: Event, sent: Event | None) -> None:
+        if sent is None or sent.seq is None:
+            return
+        self.keys.add((event.where, event.key))
+        self.seqs[(event.where, event.id)] = (sent.who, sent.seq)
+        stream = (event.where, sent.who, sent.key)
+        newest = self.newest.get(stream)
+        before = self._seq(newest)
+        if before is not None and before > sent.seq:
+            self.found.add("inversion", newest, event, worst=before - sent.seq)
+        else:
+            self.newest[stream] = event
+
+    def delivered(self, event: Event) -> None:
+        self._overtakes(event, event)
+
+    def acked(self, event: Event, delivery: Event) -> None:
+        self._overtakes(event, delivery)
+
+    def went_back(self, event: Event, delivery: Event) -> None:
+        seq = self._seq(delivery)
+        if seq is not None and event.key is not None:
+            heappush(self.back.setdefault(self._stream(delivery), []), seq)
+
+    def _overtakes(self, event: Event, delivery: Event) -> None:
+        """Is an earlier message of this key given back and not yet delivered again?"""
+        if delivery.key is None:
+            return
+        seq, waiting = self._seq(delivery), self.back.get(self._stream(delivery))
+        if seq is None or not waiting:
+            return
+        if event is delivery and seq in waiting[:1]:
+            heappop(waiting)
+        elif waiting[0] < seq:
+            self.found.add("overtaking", event)
+        elif event is delivery and seq in waiting:  # an earlier one came out of turn
+            waiting.remove(seq)
+
+    def _stream(self, delivery: Event) -> tuple[str, str, str | None]:
+        producer, _ = self.seqs.get((delivery.where, delivery.id), ("", 0))
+        return (delivery.where, producer, delivery.key)
+
+    def _seq(self, delivery: Event | None) -> int | None:
+        if delivery is None:
+            return None
+        return self.seqs.get((delivery.where, delivery.id), ("", None))[1]
+
+
+class _Holders:
+    """Who holds unsettled deliveries of which key."""
+
+    def __init__(self, found: Judgement) -> None:
+        self.found = found
+        self.held: dict[tuple[str, str], dict[str, dict[str | None, Event]]] = {}
+        self.of: dict[str, set[tuple[str, str]]] = {}  # the keys that a consumer ever held
+
+    def take(self, event: Event) -> None:
+        if event.key is None:
+            return
+        holders = self.held.setdefault((event.where, event.key), {})
+        for who, deliveries in holders.items():
+            self._expire(deliveries, event.at)
+            if who != event.who and deliveries:
+                self.found.add("concurrent", next(iter(deliveries.values())), event)
+        holders.setdefault(event.who, {})[event.id] = event
+        self.of.setdefault(event.who, set()).add((event.where, event.key))
+
+    def drop(self, delivery: Event) -> None:
+        if delivery.key is not None:
+            holders = self.held.get((delivery.where, delivery.key), {})
+            holders.get(delivery.who, {}).pop(delivery.id, None)
+
+    def gone(self, who: str) -> None:
+        for key in self.of.pop(who, ()):
+            self.held[key].pop(who, None)
+
+    def _expire(self, deliveries: dict[str | None, Event], now: float) -> None:
+        """The oldest first: those whose lease has run out are not held any more."""
+        while deliveries:
+            oldest = next(iter(deliveries))
+            until = deliveries[oldest].until
+            if until is None or until > now:
+                return
+            del deliveries[oldest]

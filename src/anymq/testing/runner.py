@@ -1,0 +1,231 @@
+"""Runs cases against columns: deadlines, progress, and the matrix that comes out."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from anymq.capabilities import PROMISED, Fact
+from anymq.testing.columns import Column, ColumnMissing, Source
+from anymq.testing.contract import NEEDS, Contract
+from anymq.testing.scenario import Over, Scenario
+from anymq.testing.verdict import Cell, Observed, Outcome, Verdict, decide
+
+TAIL = 16  # events that an error shows
+
+
+def run(contract: Contract, column: Column, deadline: float | None = None) -> Cell:
+    """One cell of the matrix. Raises nothing but what is wrong with the suite itself."""
+    began = time.monotonic()
+    attempt = _Attempt(contract, column)
+    before = set(threading.enumerate())
+    thread = threading.Thread(
+        target=attempt.run, name=f"{contract.id} on {column.name}", daemon=True
+    )
+    thread.start()
+    thread.join(contract.deadline if deadline is None else deadline)
+    if thread.is_alive():
+        verdict = attempt.stuck(time.monotonic() - began, before)
+    else:
+        verdict = attempt.verdict()
+    outcome, detail, witness = verdict
+    seconds = time.monotonic() - began
+    return Cell(contract.id, column.name, attempt.level, outcome, detail, witness, seconds)
+
+
+class _Attempt:
+    """One run of a case, on a thread that may never end."""
+
+    def __init__(self, contract: Contract, column: Column) -> None:
+        self.contract = contract
+        self.column = column
+        self.scenario: Scenario | None = None
+        self.seen = Observed()
+        self.fact: Fact | None = None
+        self.level = "universal"
+        self.decided: Verdict | None = None  # without running the case
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except Over:
+            pass
+        except BaseException as error:  # noqa: BLE001 (becomes the cell's verdict)
+            self._failed(error)
+        finally:
+            self._close()
+
+    def _run(self) -> None:
+        self.decided = _impossible(self.contract, self.column)
+        if self.decided:
+            return
+        scenario = self.scenario = Scenario(self.contract, self.column)
+        self.seen = scenario.observed
+        self.fact = scenario.fact()
+        self.level = self.fact.level.value if self.fact else "universal"
+        self.decided = _without_what_it_rests_on(scenario)
+        if not self.decided:
+            scenario.start()
+            self.contract.case(scenario)
+
+    def _close(self) -> None:
+        try:
+            if self.scenario is not None:
+                self.scenario.close()
+        except BaseException as error:  # noqa: BLE001 (becomes the cell's verdict)
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if self.seen.error is None:
+            self.seen.error = error
+            self.seen.tail = self._tail()
+
+    def _tail(self) -> Sequence[Any]:
+        return self.scenario.history.events[-TAIL:] if self.scenario else ()
+
+    def verdict(self) -> Verdict:
+        if self.decided and self.seen.error is None:
+            return self.decided
+        deviation = self.column.deviations.get(self.contract.id)
+        return decide(self.contract, self.fact, self.seen, deviation)
+
+    def stuck(self, seconds: float, before: set[threading.Thread]) -> Verdict:
+        """It did not end: say where its threads stand."""
+        frames = sys._current_frames()
+        stands = [
+            f"{thread.name}:\n{''.join(traceback.format_stack(frames[thread.ident])[-4:])}"
+            for thread in threading.enumerate()
+            if thread not in before and thread.ident in frames
+        ]
+        text = f"did not end within {seconds:.0f} s; its threads stand here:\n" + "".join(stands)
+        return Outcome.BROKEN, text, list(self._tail())
+
+
+def _impossible(contract: Contract, column: Column) -> Verdict | None:
+    if not contract.needs or column.breakable:
+        return None
+    needs = " and ".join(NEEDS[need] for need in sorted(contract.needs))
+    return Outcome.NOT_RUN, f"needs {needs}; {column.name} is {column.how}", []
+
+
+def _without_what_it_rests_on(scenario: Scenario) -> Verdict | None:
+    """Where there is nothing to try: differs, or, for a promise, a table that contradicts
+    itself."""
+    contract, fact = scenario.contract, scenario.fact()
+    for guarantee in contract.depends:
+        if scenario.usable(guarantee):
+            continue
+        missing = scenario.declared(guarantee)
+        text = f"rests on {guarantee.value}, which is {missing.level.value}: {missing.reason}"
+        if fact is not None and fact.level in PROMISED:
+            return Outcome.UNKNOWN, f"declared {fact.level.value}, but it {text}", []
+        return Outcome.DIFFERS, text, []
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something happened while the matrix is run. `what`: opening, opened, missing, running,
+    finished (with `cell`), closed. From the thread of its column."""
+
+    what: str
+    column: str
+    contract: Contract | None = None
+    cell: Cell | None = None
+    text: str = ""
+
+
+@dataclass(slots=True)
+class Matrix:
+    """Contracts by columns."""
+
+    contracts: list[Contract]
+    columns: list[Column] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)  # column -> why
+    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)  # (contract id, column)
+
+    @property
+    def failing(self) -> list[Cell]:
+        return [cell for cell in self.cells.values() if cell.failing]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "backends": [column.to_dict() for column in self.columns],
+            "missing": self.missing,
+            "contracts": [
+                {
+                    "id": one.id,
+                    "family": one.family,
+                    "title": one.title,
+                    "guarantee": one.guarantee.value if one.guarantee else "universal",
+                    "cells": {
+                        column.name: self.cells[one.id, column.name].to_dict()
+                        for column in self.columns
+                        if (one.id, column.name) in self.cells
+                    },
+                }
+                for one in self.contracts
+            ],
+        }
+
+
+def run_matrix(
+    contracts: Iterable[Contract],
+    sources: Sequence[Source],
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Matrix:
+    """Every contract against every column; the columns in parallel, each in order. `on_progress`
+    is called from several threads, one call at a time."""
+    matrix = Matrix(list(contracts))
+    lock = threading.Lock()
+    opened: dict[str, Column] = {}
+
+    def tell(progress: Progress) -> None:
+        with lock:
+            on_progress(progress)
+
+    def one(source: Source) -> None:
+        tell(Progress("opening", source.name))
+        try:
+            column = source.open()
+        except ColumnMissing as error:
+            matrix.missing[source.name] = str(error)
+            tell(Progress("missing", source.name, text=str(error)))
+            return
+        opened[source.name] = column
+        try:
+            tell(Progress("opened", source.name, text=column.version))
+            for contract in matrix.contracts:
+                tell(Progress("running", source.name, contract))
+                cell = matrix.cells[contract.id, source.name] = run(contract, column)
+                tell(Progress("finished", source.name, contract, cell))
+        finally:
+            column.close()
+            tell(Progress("closed", source.name))
+
+    _in_parallel(one, sources)
+    matrix.columns = [opened[source.name] for source in sources if source.name in opened]
+    return matrix
+
+
+def _in_parallel(function: Callable[[Source], None], sources: Sequence[Source]) -> None:
+    errors: list[BaseException] = []
+
+    def guarded(source: Source) -> None:
+        try:
+            function(source)
+        except BaseException as error:  # noqa: BLE001 (raised below)
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(s,), daemon=True) for s in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,327 @@
+"""What a case works with: fresh objects, recorded producers and consumers, waits, expectations."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anymq
+from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
+from anymq.errors import AnymqError, UnsupportedError
+from anymq.message import Message
+from anymq.testing.checker import NEVER, Judgement, check
+from anymq.testing.child import Child, ProcessChild, SessionChild
+from anymq.testing.columns import Column
+from anymq.testing.contract import Contract, is_of_topic
+from anymq.testing.history import Event, History, Kind
+from anymq.testing.receiving import RecordingConsumer, Taken, place
+from anymq.testing.sending import RecordingProducer
+from anymq.testing.verdict import Observed, Violation
+from anymq.topics import Subscription, Topic
+
+if TYPE_CHECKING:
+    from anymq.broker import Broker
+
+Witness = Event | Taken | Message
+TICK = 0.005
+
+
+class Over(Exception):
+    """The case ends here: what it waited for did not happen, and that is recorded."""
+
+
+class Scenario:
+    """One run of one case against one broker.
+
+    `topic` and `subscription` are the objects that the contract asks for, provisioned and removed
+    afterwards; their names begin with its id. On a broker that keeps nothing a consumer only gets
+    what is sent after it was opened: open it first unless the case is about that.
+
+    Expectations do not raise: they are collected, and the level that the broker declares decides
+    what they mean. `expect` is for what the guarantee promises, `always` for what must hold
+    whatever is declared, `judge` for what the checker finds in the history.
+    """
+
+    def __init__(self, contract: Contract, column: Column) -> None:
+        self.contract = contract
+        self.column = column
+        self.history = History()
+        self.observed = Observed()
+        self.patience = column.patience
+        own = bool(contract.needs | contract.wants) and column.breakable
+        self.local = column.expendable() if own else None
+        self.url = self.local.url if self.local else column.url
+        self._tag = f"{contract.id.lower()}-{uuid.uuid4().hex[:6]}"
+        self._names = itertools.count(1)
+        self._made: list[Topic | Subscription] = []
+        self._brokers: list[Broker] = []
+        self._producers: list[RecordingProducer] = []
+        self._consumers: list[RecordingConsumer] = []
+        self._children: list[Child] = []
+        self.broker = self.connect()
+        self.topic = Topic(self._tag, **contract.topic)
+        self.subscription = Subscription(self.topic, "work", **contract.subscription)
+
+    # what is declared
+
+    def fact(self) -> Fact | None:
+        """What is declared of the contract's guarantee; None where it is universal."""
+        if self.contract.guarantee is None:
+            return None
+        return self.declared(self.contract.guarantee)
+
+    def capabilities(self, at: Topic | Subscription | None = None) -> Capabilities:
+        return self.broker.capabilities(at or self.subscription)
+
+    def declared(self, guarantee: Guarantee) -> Fact:
+        """What is declared of any guarantee, for the topic or for the subscription."""
+        at = self.topic if is_of_topic(guarantee) else self.subscription
+        return self.capabilities(at).fact(guarantee)
+
+    def usable(self, guarantee: Guarantee) -> bool:
+        """Can this be used here, as a guarantee or as best effort?"""
+        return self.declared(guarantee).level in USABLE
+
+    def promised(self, guarantee: Guarantee) -> bool:
+        """Must it hold here?"""
+        return self.declared(guarantee).level in PROMISED
+
+    @property
+    def breakable(self) -> bool:
+        """Can the broker be killed, paused, restarted? Only in a contract that needs or wants it:
+        it then has a broker of its own."""
+        return self.local is not None
+
+    # objects
+
+    def new_topic(self, **options: Any) -> Topic:
+        """Another topic, not yet provisioned."""
+        return Topic(f"{self._tag}-{next(self._names)}", **options)
+
+    def new_subscription(
+        self, name: str, topic: Topic | None = None, **options: Any
+    ) -> Subscription:
+        """Another subscription, of the same topic by default, not yet provisioned."""
+        return Subscription(topic or self.topic, name, **options)
+
+    def provision(self, *what: Topic | Subscription) -> None:
+        """Make them; they are removed at the end."""
+        what = what or (self.topic, self.subscription)
+        self._made += what
+        self.broker.provision(*what)
+
+    def connect(self) -> Broker:
+        """Another session with the broker, closed at the end."""
+        broker = anymq.connect(self.url)
+        self._brokers.append(broker)
+        return broker
+
+    def producer(
+        self, topic: Topic | None = None, *, broker: Broker | None = None, **options: Any
+    ) -> RecordingProducer:
+        """`options` are those of Broker.producer()."""
+        topic = topic or self.topic
+        raw = (broker or self.broker).producer(topic, **options)
+        producer = RecordingProducer(self.history, raw, topic, f"p{next(self._names)}")
+        self._producers.append(producer)
+        return producer
+
+    def consumer(
+        self,
+        subscription: Subscription | None = None,
+        *,
+        broker: Broker | None = None,
+        **options: Any,
+    ) -> RecordingConsumer:
+        """`options` are those of Broker.consumer()."""
+        return self._consumer(subscription or self.subscription, None, broker, options)
+
+    def letters(self, of: Subscription | None = None, **options: Any) -> RecordingConsumer:
+        """A consumer of the dead letters of a subscription."""
+        of = of or self.subscription
+        return self._consumer(of.dead_letters, of, None, options)
+
+    def _consumer(
+        self,
+        subscription: Subscription,
+        of: Subscription | None,
+        broker: Broker | None,
+        options: dict[str, Any],
+    ) -> RecordingConsumer:
+        raw = (broker or self.broker).consumer(subscription, **options)
+        name = f"{'d' if of else 'c'}{next(self._names)}"
+        patience = self.patience
+        consumer = RecordingConsumer(self.history, raw, subscription, name, patience, of)
+        self._consumers.append(consumer)
+        return consumer
+
+    def child(self, subscription: Subscription | None = None, **options: Any) -> Child:
+        """A consumer that can be killed with all that it holds: in a process of its own, or, for a
+        broker that lives in this process, in a session of its own."""
+        subscription = subscription or self.subscription
+        kind = SessionChild if self.column.in_process else ProcessChild
+        name = f"k{next(self._names)}"
+        child = kind(self.history, self.url, subscription, name, self.patience, options)
+        self._children.append(child)
+        return child
+
+    # doing and waiting
+
+    def fault(self, what: str) -> None:
+        """Do this to the broker: kill, pause, resume, restart."""
+        assert self.local is not None, f"{self.contract.id} neither needs nor wants {what}"
+        self.history.add(Kind.FAULT, text=what)
+        getattr(self.local, what)()
+
+    def together(self, *functions: Callable[[], object]) -> None:
+        """Run them at once, each on its own thread; wait for all, raise what one raised."""
+        errors: list[BaseException] = []
+
+        def guarded(function: Callable[[], object]) -> None:
+            try:
+                function()
+            except BaseException as error:  # noqa: BLE001 (raised below, on the case's thread)
+                errors.append(error)
+
+        threads = [threading.Thread(target=guarded, args=(f,), daemon=True) for f in functions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def until(self, condition: Callable[[], bool], within: float | None = None) -> bool:
+        """Wait until it is true; False when that takes longer than `within` seconds."""
+        end = time.monotonic() + (self.patience if within is None else within)
+        while not condition():
+            self._raise_failures()
+            if time.monotonic() > end:
+                return condition()
+            time.sleep(TICK)
+        return True
+
+    def wait_for(
+        self, condition: Callable[[], bool], what: str, within: float | None = None
+    ) -> None:
+        """The same, where the guarantee promises it: the case ends when it does not happen."""
+        within = self.patience if within is None else within
+        if not self.until(condition, within):
+            self.expect(False, f"{what}: not within {within:g} s", *self.history.events[-12:])
+            raise Over
+
+    def _raise_failures(self) -> None:
+        for consumer in self._consumers:
+            if consumer.failure is not None:
+                raise consumer.failure
+
+    def error_of(self, function: Callable[[], object]) -> AnymqError | None:
+        """The error of anymq that this raises, where an error is what should happen."""
+        try:
+            function()
+        except AnymqError as error:
+            self.note(f"{type(error).__name__}: {error}")
+            return error
+        return None
+
+    # expectations
+
+    def expect(self, ok: object, promised: str, *witness: Witness | Iterable[Witness]) -> bool:
+        """What the guarantee promises. `witness`: what shows that it was not kept; of a message,
+        all that happened to it."""
+        return self._expect(ok, promised, witness, always=False)
+
+    def always(self, ok: object, promised: str, *witness: Witness | Iterable[Witness]) -> bool:
+        """What must hold whatever is declared."""
+        return self._expect(ok, promised, witness, always=True)
+
+    def judge(
+        self,
+        *classes: str,
+        at_least: int = 1,
+        where: Sequence[Subscription] | None = None,
+        **options: Any,
+    ) -> Judgement:
+        """Let the checker judge the history: none of these classes (or groups of classes) may
+        occur, and those that no broker may show are always among them. At least so many
+        deliveries must have been seen. `where`: the subscriptions that must get everything sent
+        to their topic."""
+        places = [place(s) for s in (where or [self.subscription])]
+        found = check(self.history, where=places, **options)
+        for name, always in [(n, True) for n in NEVER] + [(n, False) for n in classes]:
+            for finding in found.named(name):
+                events = [event for example in finding.examples for event in example]
+                self.observed.violations.append(Violation(str(finding), events, always))
+        self.exercised("deliveries", found.exercised.get(Kind.RECEIVED, 0), at_least)
+        return found
+
+    def exercised(self, what: str, count: int, at_least: int = 1) -> None:
+        """Below the floor there is nothing to judge: the outcome is unknown, unless something
+        wrong was seen all the same."""
+        if count < at_least:
+            self.observed.too_little.append(f"{count} {what}, at least {at_least} are needed")
+
+    def tries(self, count: int) -> None:
+        """How often the case tried to expose what is not guaranteed."""
+        self.observed.tries = count
+
+    def note(self, text: str) -> Event:
+        """A line in the history, for people."""
+        return self.history.add(Kind.NOTE, text=text)
+
+    def _expect(self, ok: object, promised: str, witness: tuple[Any, ...], *, always: bool) -> bool:
+        if not ok:
+            text = f"not so: {promised}"
+            self.observed.violations.append(Violation(text, self._events(witness), always))
+        return bool(ok)
+
+    def _events(self, witness: tuple[Any, ...]) -> list[Event]:
+        """Events as they are; of messages, all that happened to the first few."""
+        flat = [
+            one
+            for item in witness
+            for one in ([item] if isinstance(item, Event | Taken | Message) else item)
+        ]
+        events = [one for one in flat if isinstance(one, Event)]
+        messages = [one.id for one in flat if not isinstance(one, Event)][:8]
+        return events + (self.history.about(messages) if messages else [])
+
+    # the ends
+
+    def start(self) -> None:
+        """Provision what the contract asks for."""
+        if self.contract.provision:
+            self.provision()
+
+    def close(self) -> None:
+        """Close everything and remove what was made. What goes wrong is raised at the end."""
+        errors: list[BaseException] = []
+        closing: list[Child | RecordingConsumer | RecordingProducer]
+        closing = [*self._children, *self._consumers, *self._producers]
+        for one in closing:
+            _collect(errors, one.close, 5.0)
+        for what in reversed(self._made):
+            _collect(errors, self._remove, what)
+        for broker in self._brokers:
+            _collect(errors, broker.close)
+        self._raise_failures()
+        if errors:
+            raise errors[0]
+
+    def _remove(self, what: Topic | Subscription) -> None:
+        with contextlib.suppress(UnsupportedError):
+            if isinstance(what, Subscription) and what.dead_topic:
+                self.broker.remove(what.dead_letters, what.dead_topic)
+            self.broker.remove(what)
+
+
+def _collect(errors: list[BaseException], function: Callable[..., object], *args: Any) -> None:
+    try:
+        function(*args)
+    except (AnymqError, OSError) as error:
+        errors.append(error)

@@ -1,0 +1,229 @@
+"""The checker names every anomaly, and none where there is none: hand-made histories."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from anymq.testing.checker import CLASSES, GROUPS, Judgement, check
+from anymq.testing.history import Event, History, Kind, timeline
+
+TOPIC, SUB = "orders", "orders/work"
+
+
+class Story:
+    """Writes a history, one event per tenth of a second."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ticks = count()
+        self.seqs: dict[str | None, int] = {}
+
+    def add(self, kind: Kind, who: str, where: str = SUB, at: float | None = None, **rest):
+        at = next(self.ticks) / 10 if at is None else at
+        self.events.append(Event(kind, at, who, where, **rest))
+        return self
+
+    def send(self, *names: str, key: str | None = None, outcome: Kind | None = Kind.STORED, **rest):
+        for name in names:
+            seq = self.seqs[key] = self.seqs.get(key, -1) + 1
+            self.add(Kind.SEND, "p", TOPIC, id=name, key=key, seq=seq, **rest)
+            if outcome:
+                self.add(outcome, "p", TOPIC, id=name, key=key)
+        return self
+
+    def get(self, *names: str, who: str = "c", key: str | None = None, **rest):
+        for name in names:
+            self.add(Kind.RECEIVED, who, id=name, key=key, **rest)
+        return self
+
+    def ack(self, *names: str, who: str = "c", key: str | None = None):
+        for name in names:
+            self.add(Kind.ACK, who, id=name, key=key)
+        return self
+
+    def back(self, name: str, kind: Kind = Kind.NACK, who: str = "c", **rest):
+        return self.add(kind, who, id=name, **rest)
+
+    def end(self, kind: Kind = Kind.FLUSHED, who: str = "c"):
+        return self.add(kind, who)
+
+    def letter(self, *names: str):
+        for name in names:
+            self.add(Kind.LETTER, "d", id=name)
+        return self
+
+    def judge(self, **options) -> Judgement:
+        return check(self.events, **{"where": [SUB], **options})
+
+
+def found(judgement: Judgement) -> dict[str, int]:
+    return {name: f.count for name, f in judgement.findings.items() if f.count}
+
+
+CLEAN = Story().send("a", "b", "c").get("a", "b", "c").ack("a", "b", "c").end()
+RETRIED = Story().send("a").get("a", attempt=1).back("a").get("a", attempt=2).ack("a").end()
+HANDED_OVER = (
+    Story().send("a", "b", key="k").get("a", key="k").ack("a", key="k").get("b", who="e", key="k")
+)
+
+STORIES = {
+    "lost_prefix": Story().send("a", "b").get("b").ack("b"),
+    "lost_middle": Story().send("a", "b", "c").get("a", "c").ack("a", "c"),
+    "lost_postfix": Story().send("a", "b").get("a").ack("a"),
+    "ghost": Story().send("a").get("a", "x").ack("a", "x"),
+    "stored_though_failed": Story().send("a", outcome=Kind.FAILED).get("a").ack("a"),
+    "unanswered": Story().send("a", outcome=None).get("a").ack("a"),
+    "altered": Story().send("a", digest=1).get("a", digest=2).ack("a"),
+    "after_nack": Story().send("a").get("a").back("a").get("a").ack("a"),
+    "after_release": Story().send("a").get("a").back("a", Kind.RELEASE).get("a").ack("a"),
+    "after_lease": Story().send("a").get("a", until=0.25).get("a", who="e").ack("a", who="e"),
+    "after_crash": Story().send("a").get("a").end(Kind.CRASH).get("a", who="e").ack("a", who="e"),
+    "after_close": Story().send("a").get("a").end(Kind.CLOSED).get("a", who="e").ack("a", who="e"),
+    "after_fault": Story().send("a").get("a").end(Kind.FAULT, "").get("a").ack("a"),
+    "after_resend": Story().send("a", outcome=Kind.UNKNOWN).send("a").get("a", "a").ack("a"),
+    "after_ack": Story().send("a").get("a").ack("a").end().get("a").ack("a"),
+    "unexplained": Story().send("a").get("a").get("a").ack("a"),
+    "inversion": Story().send("a", "b").get("b", "a").ack("a", "b"),
+    "concurrent": Story()
+    .send("a", "b", key="k")
+    .get("a", key="k")
+    .get("b", who="e", key="k")
+    .ack("a", key="k"),
+    "overtaking": Story()
+    .send("a", "b", key="k")
+    .get("a", key="k")
+    .back("a", Kind.RELEASE, key="k")
+    .get("b", key="k")
+    .ack("b", key="k"),
+    "attempt_gap": Story().send("a").get("a", attempt=2).ack("a"),
+    "beyond_max": Story().send("a").get("a").back("a").get("a").back("a").get("a").letter("a"),
+    "letter_missing": Story().send("a").get("a").back("a", Kind.DEAD_LETTER),
+    "letter_and_processed": Story().send("a").get("a").ack("a").letter("a"),
+    "letter_duplicated": Story().send("a").get("a").back("a", Kind.DEAD_LETTER).letter("a", "a"),
+    "early": Story().send("a", due=5.0).get("a").ack("a"),
+    "late": Story().send("a", due=0.0).get("a", at=9.0).ack("a"),
+}
+BESIDES = {  # what else is in these stories, unavoidably
+    "beyond_max": {"after_nack"},
+    "overtaking": {"overtaking"},
+}
+
+
+def test_every_class_has_a_story() -> None:
+    assert set(STORIES) == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_anomaly_is_found_and_nothing_else(name: str) -> None:
+    options = {"max_attempts": 2} if name == "beyond_max" else {}
+    judgement = STORIES[name].judge(**options)
+    assert set(found(judgement)) == {name} | BESIDES.get(name, set())
+    finding = judgement.findings[name]
+    assert finding.examples[0]
+    assert all(isinstance(event, Event) for event in finding.examples[0])
+
+
+@pytest.mark.parametrize("story", [CLEAN, HANDED_OVER], ids=["clean", "handed over"])
+def test_a_good_history_has_no_finding(story: Story) -> None:
+    assert found(story.judge()) == {}
+
+
+def test_a_retry_is_a_redelivery_and_no_duplicate() -> None:
+    judgement = RETRIED.judge()
+    assert judgement.count("redelivered") == 1
+    assert judgement.count("duplicate") == 0
+    assert judgement.count("attempt_gap") == 0
+
+
+def test_a_confirmed_ack_outlives_a_crash() -> None:
+    confirmed = Story().send("a").get("a").ack("a").end().end(Kind.CRASH).get("a", who="e")
+    assert found(confirmed.judge()) == {"after_ack": 1}
+    unconfirmed = Story().send("a").get("a").ack("a").end(Kind.CRASH).get("a", who="e")
+    assert found(unconfirmed.judge()) == {"after_crash": 1}
+
+
+def test_an_ack_after_the_lease_does_not_count() -> None:
+    late = Story().send("a").get("a", until=0.25).ack("a").get("a", who="e").ack("a", who="e")
+    assert found(late.judge()) == {"after_lease": 1}
+
+
+def test_an_unknown_send_may_arrive_or_not() -> None:
+    story = Story().send("a", "b", outcome=Kind.UNKNOWN).get("a").ack("a")
+    assert found(story.judge()) == {}
+
+
+def test_what_is_not_drained_is_not_lost() -> None:
+    assert found(STORIES["lost_postfix"].judge(drained=False)) == {}
+
+
+def test_a_letter_is_not_lost() -> None:
+    story = Story().send("a").get("a").back("a", Kind.DEAD_LETTER).letter("a")
+    assert found(story.judge()) == {}
+
+
+def test_the_last_nack_needs_a_letter() -> None:
+    story = Story().send("a").get("a").back("a").get("a").back("a")
+    assert found(story.judge(max_attempts=2)) == {"after_nack": 1, "letter_missing": 1}
+
+
+def test_streams_are_apart() -> None:
+    story = Story().send("a", key="k").send("b", key="l").send("c", key="k")
+    story.get("b", key="l").get("a", "c", key="k")
+    assert found(story.judge()) == {}
+
+
+def test_a_whole_stream_reversed_is_counted_whole() -> None:
+    names = [f"m{n}" for n in range(10)]
+    judgement = Story().send(*names).get(*reversed(names)).judge()
+    assert judgement.count("inversion") == 9
+    assert judgement.findings["inversion"].worst == 9
+
+
+def test_in_order_after_what_came_back() -> None:
+    story = Story().send("a", "b", key="k").get("a", key="k").back("a", key="k")
+    story.get("a", "b", key="k").ack("a", "b", key="k")
+    assert found(story.judge()) == {"after_nack": 1}
+
+
+def test_every_subscription_gets_its_own_copy() -> None:
+    story = Story().send("a").get("a").ack("a")
+    judgement = check(story.events, where=[SUB, "orders/audit"])
+    assert judgement.count("lost") == 1
+
+
+def test_examples_are_bounded_and_counts_are_not() -> None:
+    judgement = Story().send(*(f"m{n}" for n in range(100))).judge()
+    assert judgement.count("lost") == 100
+    assert len(judgement.findings["lost_postfix"].examples) == 8
+
+
+def test_what_was_exercised_is_counted() -> None:
+    exercised = RETRIED.judge().exercised
+    assert exercised["received"] == 2
+    assert exercised["redelivered"] == 1
+    assert exercised["counted"] == 2
+    assert Story().judge().exercised == {"keys": 0}
+
+
+def test_groups_name_known_classes() -> None:
+    assert {name for group in GROUPS.values() for name in group} <= set(CLASSES)
+
+
+def test_a_history_survives_a_file(tmp_path) -> None:
+    History(RETRIED.events).save(tmp_path / "run.jsonl")
+    again = History.load(tmp_path / "run.jsonl")
+    assert list(again) == RETRIED.events
+
+
+def test_a_long_timeline_leaves_out_its_middle() -> None:
+    lines = timeline(Story().send(*(f"m{n}" for n in range(100))).events, limit=10).splitlines()
+    assert len(lines) == 11
+    assert "190 more" in lines[5]
+
+
+def test_a_large_history_takes_linear_time() -> None:
+    names = [f"m{n}" for n in range(20_000)]
+    judgement = Story().send(*names, key="k").get(*names, key="k").ack(*names, key="k").judge()
+    assert found(judgement) == {}
