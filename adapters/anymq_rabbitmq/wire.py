@@ -20,7 +20,6 @@ from anymq.spi import (
     NO_HEADERS,
     InvalidMessageError,
     Message,
-    PlannedError,
     RejectedError,
     TooLargeError,
 )
@@ -89,12 +88,10 @@ class Encoder:
 
 
 def _header(message: Message, size: int, tag: int | None) -> bytes:
-    """The payload of the content header frame."""
+    """The payload of the content header frame. (The producer refuses what capabilities do not
+    give, delay and priority, before it comes here.)"""
     flags = DELIVERY_MODE
     content = correlation = reply = expiration = ident = b""
-    if message.delay or message.priority is not None:
-        what = "delay=" if message.delay else "priority="
-        raise PlannedError(f"message {message.id}: {what} is not built yet for RabbitMQ")
     table = _table(message, tag)
     if table:
         flags |= HEADERS
