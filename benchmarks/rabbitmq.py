@@ -59,7 +59,7 @@ def raw(url: Url, count: int) -> float:
             fill()
 
     state: list[Any] = []
-    connection = pika.SelectConnection(
+    connection: Any = pika.SelectConnection(
         pika.ConnectionParameters(host, port or 5672),
         on_open_callback=on_open,
         on_close_callback=lambda *_: connection.ioloop.stop(),

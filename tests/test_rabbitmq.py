@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -158,8 +162,12 @@ def receiver(adapter: Adapter, sub: Subscription, prefetch: int = 100) -> Receiv
 
 def take(source: Receiver, count: int) -> list[Delivery]:
     found: list[Delivery] = []
-    until(lambda: found.extend(source.receive(count - len(found), 1.0)) or len(found) >= count,
-          f"{count} deliveries")  # fmt: skip
+
+    def complete() -> bool:
+        found.extend(source.receive(count - len(found), 1.0))
+        return len(found) >= count
+
+    until(complete, f"{count} deliveries")
     return found
 
 
@@ -187,7 +195,8 @@ def foreign(url: Url) -> Iterator[Any]:
 class Proxy:
     """Stands before the broker: can stall what goes through, and cut it."""
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._to = (url.hosts[0][0], url.hosts[0][1] or 5672)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open = threading.Event()
@@ -203,6 +212,12 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return  # closed
+            if self._tls:
+                try:
+                    client = self._tls.wrap_socket(client, server_side=True)
+                except ssl.SSLError:
+                    client.close()
+                    continue  # not trusted
             server = socket.create_connection(self._to)
             self._sockets += [client, server]
             for source, target in ((client, server), (server, client)):
@@ -273,6 +288,29 @@ def test_missing_vhost(connect: Callable[..., Adapter], url: Url) -> None:
     login = f"{url.username}:{url.password}@" if url.username else ""
     with pytest.raises(NotFoundError, match="'no/such'"):
         connect(f"rabbitmq://{login}{url.places(5672)}/no%2Fsuch")
+
+
+def test_tls(
+    connect: Callable[..., Adapter], url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificate: apt-get install openssl")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    proxy = Proxy(url, context)
+    secured = proxy.url.replace("rabbitmq://", "amqps://").replace("127.0.0.1", "localhost")
+    with pytest.raises(ConfigError, match="not trusted"):
+        connect(secured)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    connect(secured).check()
+    proxy.close()
 
 
 def test_use_after_close(adapter: Adapter) -> None:

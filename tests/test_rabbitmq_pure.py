@@ -281,7 +281,7 @@ def test_foreign_values_become_readable_text() -> None:
         "x-request-id": "theirs, not the broker's",
         "x-delivery-count": 3,
     }
-    found = decode(BasicProperties(headers=table, message_id=b"\xff"), b"")  # type: ignore[arg-type]
+    found = decode(BasicProperties(headers=table, message_id=b"\xff"), b"")
     assert found.id == "\udcff"
     assert found.headers == {
         "text": "ü",
