@@ -115,10 +115,9 @@ class Connection:
             if self.lost:
                 raise self.lost
             self._tasks.append(task)
-            if self._scheduled:
-                return
-            self._scheduled = True
-        self.native.ioloop.add_callback_threadsafe(self._drain)
+            if not self._scheduled:
+                self._scheduled = True  # under the lock: afterwards the loop may be closed
+                self.native.ioloop.add_callback_threadsafe(self._drain)
 
     def on_end(self, end: Callable[[AnymqError], None]) -> None:
         """I/O thread: call `end` when the connection is lost."""

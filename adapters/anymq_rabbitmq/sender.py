@@ -90,8 +90,8 @@ class RabbitSender(Sender):
         writes = self._encode(entry, marks)
         if entry.left:
             self._flying |= entry.ids
+            self._next_tag = entry.last + 1  # before: a return may come at once
             self._connection.run(lambda: self._on_write(entry, writes, marks))
-            self._next_tag = entry.last + 1
         else:
             done(entry.outcomes)
 
@@ -127,6 +127,7 @@ class RabbitSender(Sender):
             entry.places = sent
         if mark_all:
             marks += range(entry.first, tag)
+            entry.ids = set()  # its marks tell its messages apart: their ids are not in the way
         return writes
 
     def close(self, timeout: float) -> None:
@@ -150,6 +151,7 @@ class RabbitSender(Sender):
         place, what = self._connection.place, str(self._route)
 
         def end(error: AnymqError) -> None:
+            self._connection.forget(end)
             if not ready.done():
                 ready.set_exception(error)
             self._end(error)

@@ -136,6 +136,12 @@ def _provision_queue(connection: Connection, subscription: Subscription, mode: M
         )
     if subscription.address is not None:
         return
+    route = Route.of(subscription.topic)
+    if not route.exchange:
+        raise ConfigError(
+            f"{subscription}: only the queue {route.key!r} itself can receive from"
+            f" {subscription.topic}: give the subscription address={route.key!r}"
+        )
     wanted = arguments(subscription)
     connection.ask(
         lambda channel, answered: channel.queue_declare(
@@ -144,12 +150,6 @@ def _provision_queue(connection: Connection, subscription: Subscription, mode: M
         what,
     )
     if mode is Mode.CREATE:
-        route = Route.of(subscription.topic)
-        if not route.exchange:
-            raise ConfigError(
-                f"{subscription}: only the queue {route.key!r} itself can receive from"
-                f" {subscription.topic}: give the subscription address={route.key!r}"
-            )
         connection.ask(
             lambda channel, answered: channel.queue_bind(
                 queue, route.exchange, routing_key=route.key, callback=answered
