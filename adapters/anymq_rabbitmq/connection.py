@@ -20,7 +20,6 @@ ANSWER = 30.0  # seconds; longer than the heartbeat needs, which gives the bette
 CLOSING = 5.0  # seconds that a server may take to say goodbye
 
 Task = Callable[[], None]
-Method = Callable[[Any, Callable[[Any], None]], Any]
 
 
 class Connection:
@@ -129,9 +128,10 @@ class Connection:
         """I/O thread: `end` is over."""
         self._ends.pop(end, None)
 
-    def ask(self, method: Method, what: str) -> Any:
-        """One request on a channel of its own, since a refused one closes its channel. Returns the
-        answer's method. Raises what `refused` makes of the refusal; `what` names the thing."""
+    def ask(self, method: str, what: str, **arguments: Any) -> Any:
+        """Call a method of pika's Channel, on a channel of its own, since a refused request closes
+        its channel. Returns the answer's method. Raises what errors.refused() makes of a refusal;
+        `what` names the thing."""
         answer: Future[Any] = Future()
 
         def end(error: BaseException) -> None:
@@ -145,7 +145,7 @@ class Connection:
                 channel.close()
 
             channel.add_on_close_callback(lambda _, error: end(error))
-            method(channel, on_answer)
+            getattr(channel, method)(callback=on_answer, **arguments)
 
         def begin() -> None:
             self.on_end(end)

@@ -147,7 +147,8 @@ class RabbitSender(Sender):
     # the I/O thread
 
     def _on_begin(self, ready: Future[Any]) -> None:
-        """Channel, the proof that the target exists, confirm mode."""
+        """A channel in confirm mode, and nothing else on it: a refused request would close it,
+        and leave everything sent on it unknown."""
         place, what = self._connection.place, str(self._route)
 
         def end(error: AnymqError) -> None:
@@ -160,10 +161,7 @@ class RabbitSender(Sender):
             self._channel = channel
             channel.add_on_close_callback(lambda _, error: end(errors.refused(error, what, place)))
             channel.add_on_return_callback(self._on_return)
-            self._route.check(channel, on_exists)
-
-        def on_exists(_: Any) -> None:
-            self._channel.confirm_delivery(self._on_confirm, callback=ready.set_result)
+            channel.confirm_delivery(self._on_confirm, callback=ready.set_result)
 
         self._end_with_connection = end
         self._connection.on_end(end)
