@@ -101,22 +101,18 @@ class RabbitReceiver(Receiver):
         if not self._started.done():
             self._started.set_exception(error)
             self._end_claim(error)
+        elif self._closing:
+            self._end_claim(self._closed())
         elif not self._claim.ended:
-            if not isinstance(error, ConnectionLostError) and not self._closing:
-                cause, error = (
-                    error,
-                    ConnectionLostError(
-                        f"RabbitMQ closed the channel of queue {self._queue!r}: {error}"
-                    ),
-                )
-                error.__cause__ = cause
-            self._end_claim(error)
-            if not self._closing:
-                self._told(self._claim)
+            self._end_claim(errors.session_over(error, f"queue {self._queue!r}"))
+            self._told(self._claim)
+
+    def _closed(self) -> AnymqError:
+        return ClosedError(f"the receiver of {self._claim.name} is closed")
 
     def _end_claim(self, error: AnymqError) -> None:
         with self._ready:
-            self._claim.ended = error
+            self._claim.ended = self._claim.ended or error
             self._buffer.clear()
             self._unsettled.clear()
             asked, self._asked = self._asked, set()
@@ -328,7 +324,7 @@ class RabbitReceiver(Receiver):
             except ConnectionLostError:
                 pass  # it went first, and gave everything back
         if not self._claim.ended:
-            self._end_claim(ClosedError(f"{self._claim.name} is closed"))
+            self._end_claim(self._closed())
 
     def _on_close(self) -> None:
         if self._claim.ended:
