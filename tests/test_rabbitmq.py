@@ -804,6 +804,23 @@ def test_closing_gives_back_what_nobody_saw(
     assert untouched == ({1} if version >= (4, 3) else {1, 2})
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_acks_while_closing(adapter: Adapter, make: Callable[..., Place], ordered: bool) -> None:
+    """A handler that ends late must not harm the session, which others use too."""
+    place = make(ordered=ordered)
+    for _ in range(20):
+        send(adapter, place.topic, *numbered(50))
+        source = receiver(adapter, place.sub, 50)
+        found = take(source, 1 if ordered else 50)
+        with ThreadPoolExecutor(2) as pool:
+            acks = [pool.submit(source.ack, [each]) for each in found]
+            shut(source)
+            for each in acks:
+                each.result(SECONDS)
+        adapter.check()
+        adapter.purge(place.sub)
+
+
 def test_stop_ends_the_wait(adapter: Adapter, make: Callable[..., Place]) -> None:
     source = receiver(adapter, make().sub)
     with ThreadPoolExecutor(1) as pool:

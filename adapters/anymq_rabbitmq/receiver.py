@@ -64,9 +64,7 @@ class RabbitReceiver(Receiver):
     # starting and ending, on the I/O thread
 
     def _on_begin(self) -> None:
-        self._connection.on_end(self._on_end)
-        if not self._connection.lost:
-            self._connection.native.channel(on_open_callback=self._on_channel)
+        self._connection.open_channel(self._on_channel, self._on_end)
 
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
@@ -93,7 +91,8 @@ class RabbitReceiver(Receiver):
                 " or moved, or a delivery was held longer than the consumer timeout"
             )
         )
-        self._channel.close()
+        if self._channel.is_open:  # else we are closing it
+            self._channel.close()
 
     def _on_end(self, error: AnymqError) -> None:
         """Once, for whatever comes first."""
@@ -330,7 +329,7 @@ class RabbitReceiver(Receiver):
         if self._claim.ended:
             self._finished.set()
         elif self._lane:
-            private.close_uncancelled(self._channel, self._consumer_tag)
+            self._close_channel()
         else:
             private.cancel(self._channel, self._consumer_tag, self._on_cancelled)
 
@@ -343,4 +342,9 @@ class RabbitReceiver(Receiver):
         self._buffer.clear()
         mine = [tag for tag in untouched if self._unsettled.pop(tag, False)]
         self._give_back(mine, self._channel.basic_nack)
+        self._close_channel()
+
+    def _close_channel(self) -> None:
+        """The claim ends first: pika raises for a late ack on a channel that is closing."""
+        self._end_claim(self._closed())
         private.close_uncancelled(self._channel, self._consumer_tag)

@@ -163,9 +163,7 @@ class RabbitSender(Sender):
             channel.confirm_delivery(self._on_confirm, callback=ready.set_result)
 
         self._end_with_connection = end
-        self._connection.on_end(end)
-        if not self._connection.lost:
-            self._connection.native.channel(on_open_callback=on_channel)
+        self._connection.open_channel(on_channel, end)
 
     def _on_write(self, entry: Batch, writes: list[bytes], marks: list[int]) -> None:
         self._waiting.update(dict.fromkeys(range(entry.first, entry.last + 1), entry))
