@@ -24,6 +24,7 @@ CLASSES = {
     "altered": "delivered with another body, key or headers than it was sent with",
     "after_nack": "again because it was nacked",
     "after_release": "again because it was released",
+    "after_lane": "again because an earlier one of its key was given back, and took it along",
     "after_lease": "again because the lease had run out",
     "after_crash": "again because its consumer died",
     "after_close": "again because its consumer closed without settling it",
@@ -47,8 +48,8 @@ GROUPS = {
     # for no reason that the consumer gave
     "duplicate": ("after_ack", "after_lease", "after_close", "unexplained"),
     "redelivered": (
-        *("after_nack", "after_release", "after_lease", "after_crash", "after_close"),
-        *("after_fault", "after_resend", "after_ack", "unexplained"),
+        *("after_nack", "after_release", "after_lane", "after_lease", "after_crash"),
+        *("after_close", "after_fault", "after_resend", "after_ack", "unexplained"),
     ),
 }
 NEVER = ("ghost", "altered", "stored_though_failed")  # no broker may do this, whatever it declares
@@ -187,13 +188,15 @@ class _Checker:
         sent = self.sent.get((event.where.partition("/")[0], event.id))
         self._judge_origin(event, sent)
         self._judge_time(event, state, sent)
+        cause = ""
         if state.last is None:
             self.order.first(event, sent.event if sent else None)
         else:
             self.found.saw("redelivered")
-            self.found.add(self._cause(event, state, sent), state.last, state.settled, event)
+            cause = self._cause(event, state, sent)
+            self.found.add(cause, state.last, state.settled, event)
             self.holders.drop(state.last)
-        self._judge_attempt(event, state)
+        self._judge_attempt(event, state, cause)
         self.order.delivered(event)
         self.holders.take(event)
         state.deliveries += 1
@@ -219,11 +222,13 @@ class _Checker:
         elif event.at > due + self.tolerance:
             self.found.add("late", state.settled, event, worst=event.at - due)
 
-    def _judge_attempt(self, event: Event, state: _State) -> None:
+    def _judge_attempt(self, event: Event, state: _State, cause: str) -> None:
         if event.attempt is not None:
             self.found.saw("counted")
             before = state.last.attempt if state.last else 0
-            if before is not None and event.attempt != before + 1:
+            counted = event.attempt - before if before is not None else 1
+            # what was given back unhandled may be counted or not
+            if counted != 1 and not (counted == 0 and cause in _UNHANDLED):
                 self.found.add("attempt_gap", state.last, event)
         if self.max_attempts is not None and state.deliveries >= self.max_attempts:
             self.found.add("beyond_max", state.last, event)
@@ -240,6 +245,8 @@ class _Checker:
             return "after_resend"
         if state.confirmed:
             return "after_ack"
+        if not settled and self.order.taken_along(last):
+            return "after_lane"
         if self.fault and self.fault.at >= last.at:
             return "after_fault"
         end = self.ended.get(last.who)
@@ -343,6 +350,7 @@ class _Checker:
 
 
 _ANSWERED_FOR = (Kind.STORED, Kind.PASSED)
+_UNHANDLED = ("after_release", "after_lane", "after_close")
 
 
 class _Order:
@@ -354,6 +362,7 @@ class _Order:
         self.newest: dict[tuple[str, str, str | None], Event] = {}  # highest seq, first deliveries
         self.seqs: dict[tuple[str, str | None], tuple[str, int]] = {}  # id -> producer, seq
         self.back: dict[tuple[str, str, str | None], list[int]] = {}  # given back, not yet again
+        self.newest_back: dict[tuple[str, str, str | None], Event] = {}  # the latest of these
 
     def first(self, event: Event, sent: Event | None) -> None:
         if sent is None or sent.seq is None:
@@ -378,6 +387,12 @@ class _Order:
         seq = self._seq(delivery)
         if seq is not None and event.key is not None:
             heappush(self.back.setdefault(self._stream(delivery), []), seq)
+            self.newest_back[self._stream(delivery)] = event
+
+    def taken_along(self, delivery: Event) -> bool:
+        """Was one of its key given back by its consumer while it was held?"""
+        back = self.newest_back.get(self._stream(delivery))
+        return back is not None and back.who == delivery.who and back.at >= delivery.at
 
     def _overtakes(self, event: Event, delivery: Event) -> None:
         """Is an earlier message of this key given back and not yet delivered again?"""
