@@ -6,7 +6,8 @@ from itertools import count
 
 import pytest
 
-from anymq.testing.checker import CLASSES, GROUPS, Judgement, check
+from anymq.testing.checker import check
+from anymq.testing.findings import CLASSES, GROUPS, Judgement
 from anymq.testing.history import Event, History, Kind, timeline
 
 TOPIC, SUB = "orders", "orders/work"

@@ -15,10 +15,11 @@ import anymq
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
 from anymq.errors import AnymqError, PlannedError, UnsupportedError
 from anymq.message import Message
-from anymq.testing.checker import NEVER, Judgement, check
+from anymq.testing.checker import check
 from anymq.testing.child import Child, ProcessChild, SessionChild
 from anymq.testing.columns import Column
 from anymq.testing.contract import Contract, is_of_topic
+from anymq.testing.findings import NEVER, Judgement
 from anymq.testing.history import Event, History, Kind
 from anymq.testing.receiving import RecordingConsumer, Taken, place
 from anymq.testing.sending import RecordingProducer
