@@ -110,14 +110,14 @@ class StoresTwice(Counting):
 
 @mutant("ORD-01")
 class Reorders(Queue):
-    """It swaps two messages in a hundred."""
+    """It swaps two messages of each batch."""
 
     def put(self, batch: Iterable[Message]) -> None:
         super().put(batch)
         with self.lock:
             ready = self.levels[0]
             if len(ready) > 10:
-                ready[3], ready[7] = ready[7], ready[3]
+                ready[-2], ready[-7] = ready[-7], ready[-2]
 
 
 @mutant("PAY-01")
