@@ -16,7 +16,7 @@ from anymq.testing.receiving import HandlerError, Taken, ids
 from anymq.testing.scenario import Scenario
 
 PARKED = {"dead_letter": True, "max_attempts": 3}
-LOOKS = 25  # at a letter: RabbitMQ's usual limit throws a message away after 21 deliveries
+LOOKS = 30  # at a letter: RabbitMQ's usual limit throws a message away after 21 deliveries
 LETTERS = ("letter_missing", "letter_and_processed", "letter_duplicated")
 FIELDS = ("body", "id", "key", "content_type", "correlation_id", "reply_to")
 
@@ -103,7 +103,7 @@ def a_letter_says_why(s: Scenario) -> None:
     expected = {"origin": str(s.subscription), "reason": "stale price", **attempts}
     s.expect(expected.items() <= told.items(), f"{expected} is told: {told}", explicit)
     s.expect("error" not in told, f"no error is told where there was none: {told}", explicit)
-    s.judge("lost", *LETTERS, max_attempts=3, at_least=4)
+    s.judge("lost", *LETTERS, max_attempts=3, at_least=2)
 
 
 @contract("DLQ-04", Guarantee.DEAD_LETTER, subscription=PARKED)
@@ -153,19 +153,10 @@ def what_cannot_be_read_is_parked(s: Scenario) -> None:
 
 @contract("DLQ-07", Guarantee.DEAD_LETTER_NO_LOSS, subscription=PARKED)
 def never_neither(s: Scenario) -> None:
-    """Killed while it parks, or with nowhere to park: each message is a letter or comes again."""
+    """With nowhere to park, or killed while it parks: each message is a letter or comes again."""
     producer = s.producer()
     sent = producer.messages(60)
     producer.send_many(sent)
-    for _ in range(2):
-        child = s.child(prefetch=20)
-        child.dead_letter(child.take(20))
-        child.kill()
-    letters = s.letters()
-    parked = letters.drain([], linger=0.5)
-    letters.close()
-    left = [message for message in sent if message.id not in ids(parked)]
-
     consumer = s.consumer()
     taken = consumer.take(20)
     assert s.subscription.dead_topic is not None
@@ -177,11 +168,14 @@ def never_neither(s: Scenario) -> None:
     consumer.close()
 
     s.provision()
-    letters = s.letters()
+    for _ in range(2):
+        child = s.child(prefetch=20)
+        child.dead_letter(child.take(20))
+        child.kill()
     consumer = s.consumer().start(lambda taken: taken.dead_letter("on purpose"))
-    found = letters.drain(left)
+    found = s.letters().drain(sent)
     consumer.close()
-    lost = [message for message in left if message.id not in ids(found)]
+    lost = [message for message in sent if message.id not in ids(found)]
     s.expect(not lost, f"all are parked in the end, but {len(lost)}", lost)
     s.judge("lost", "letter_missing", at_least=80)
 
