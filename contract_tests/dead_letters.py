@@ -181,7 +181,11 @@ def never_neither(s: Scenario) -> None:
 
 
 @contract(
-    "DLQ-10", Guarantee.MAX_ATTEMPTS, subscription=PARKED, depends=Guarantee.REDELIVERY_ON_CRASH
+    "DLQ-10",
+    Guarantee.MAX_ATTEMPTS,
+    subscription=PARKED,
+    depends=Guarantee.REDELIVERY_ON_CRASH,
+    certain=False,
 )
 def innocents_survive(s: Scenario) -> None:
     """Of 100 prefetched one is handled, then the process dies, 4 times: none is parked unseen."""
