@@ -16,7 +16,7 @@ from anymq.testing.receiving import HandlerError, Taken, ids
 from anymq.testing.scenario import Scenario
 
 PARKED = {"dead_letter": True, "max_attempts": 3}
-LOOKS = 30  # at a letter: RabbitMQ's usual limit throws a message away after 21 deliveries
+LOOKS = 30  # at a letter: more deliveries than any broker's usual limit
 LETTERS = ("letter_missing", "letter_and_processed", "letter_duplicated")
 FIELDS = ("body", "id", "key", "content_type", "correlation_id", "reply_to")
 
