@@ -65,6 +65,12 @@ class Child(ABC):
     def nack(self, deliveries: Sequence[Event]) -> None:
         self._settle("nack", deliveries)
 
+    def dead_letter(self, deliveries: Sequence[Event]) -> None:
+        """Begin to park them; returns before it is done, so that it can be killed meanwhile."""
+        for event in deliveries:
+            self.history.add(Kind.DEAD_LETTER, self.name, self._where, id=event.id, key=event.key)
+        self._do({"do": "dead_letter", "ids": [event.id for event in deliveries]})
+
     def _settle(self, verb: str, deliveries: Sequence[Event]) -> None:
         for event in deliveries:
             self.history.add(VERBS[verb], self.name, self._where, id=event.id, key=event.key)
@@ -158,6 +164,10 @@ class _Worker:
     def obey(self, command: dict[str, Any]) -> list[dict[str, Any]]:
         if command["do"] == "take":
             return self._take(command["n"], command["within"])
+        if command["do"] == "dead_letter":
+            for name in command["ids"]:
+                self.held.pop(name).dead_letter("on purpose")
+            return []
         for name in command["ids"]:
             getattr(self.held.pop(name), command["do"])()
         self.consumer.flush(10.0)
