@@ -379,7 +379,7 @@ def test_validate_creates_nothing(adapter: Adapter) -> None:
 def test_what_differs_is_named(adapter: Adapter, make: Callable[..., Place], mode: Mode) -> None:
     place = make(dead_letter=True)
     other = Subscription(place.topic, "worker", dead_letter=True, broker_limit=7)
-    with pytest.raises(ConfigConflictError, match=r"x-delivery-limit.*'6'.*'99'"):
+    with pytest.raises(ConfigConflictError, match=r"received '.* 7' but current is '.* 100'"):
         adapter.provision([other], mode)
     adapter.check()
 
