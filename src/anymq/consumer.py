@@ -243,8 +243,8 @@ class Consumer:
             rest = [d for d in self._buffer if d.claim is not claim]
             self._buffer.clear()
             self._buffer.extend(rest)
-            self._retries = [r for r in self._retries if r[2].claim is not claim]
-            heapq.heapify(self._retries)
+            for delivery in [r[2] for r in self._retries if r[2].claim is claim]:
+                self._forget_retry(delivery)
             for delivery in [d for d in list(self._held) if d.claim is claim]:
                 self._lose(delivery)
             self._failure = self._failure or claim.ended
@@ -343,16 +343,45 @@ class Consumer:
         if not self._claim_settlement(delivery):
             return
         self._settling.flush()
-        followers: list[Delivery] = []
-        if self._lanes is not None:
-            with self._lock:
-                followers, handled = self._lanes.followers(delivery, self._buffer, self._held)
-                followers = [d for d in handled if self._lose(d)] + followers
-        give_back([delivery])
-        if followers:
-            self._receiver.release(followers)
+        self._give_lane_back(delivery, give_back)
         self._freed(delivery)
         self._notify()
+
+    def _give_lane_back(
+        self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], object] | None
+    ) -> None:
+        """Give back what is no longer held, then those of its lane that come after it, handed out
+        or not. Without `give_back` it stays here itself."""
+        if self._lanes is None:
+            if give_back is not None:
+                give_back([delivery])
+            return
+        stays = give_back is None
+        with self._lock:
+            held = [*self._held, *(retry[2] for retry in self._retries)]
+            waiting, handled = self._lanes.return_begins(
+                delivery, self._buffer, held, stays=stays
+            )
+            followers = [d for d in handled if self._lose(d) or self._forget_retry(d)] + waiting
+        try:
+            if give_back is not None:
+                give_back([delivery])
+            if followers:
+                self._receiver.release(followers)
+        finally:
+            with self._lock:
+                self._lanes.return_ends(delivery)
+
+    def _forget_retry(self, delivery: Delivery) -> bool:
+        """With the lock held: it does not wait here for its next attempt any more."""
+        left = [retry for retry in self._retries if retry[2] is not delivery]
+        if len(left) == len(self._retries):
+            return False
+        self._retries = left
+        heapq.heapify(self._retries)
+        if self._lanes is not None:
+            self._lanes.settled(delivery)
+        return True
 
     def _check_nack(self, delay: float) -> None:
         if not self.capabilities.has(Guarantee.NACK):
@@ -370,9 +399,10 @@ class Consumer:
             )
 
     def _hold(self, delivery: Delivery, delay: float) -> None:
-        """Keep it, and its lane, until it is due; then hand it out again."""
+        """Keep it until it is due, then hand it out again; its lane waits."""
         if not self._claim_settlement(delivery):
             return
+        self._give_lane_back(delivery, None)
         again = Delivery(
             delivery.message,
             delivery.handle,
@@ -446,8 +476,8 @@ class Consumer:
             self._settling.waiting.append(delivery)
             self._upkeep_wake.set()
         else:
-            self._receiver.nack([delivery], 0.0)
             self._fail(failure)
+            self._give_lane_back(delivery, lambda mine: self._receiver.nack(mine, 0.0))
         self._freed(delivery)
         with self._lock:
             self._parking -= 1
