@@ -362,9 +362,7 @@ class Consumer:
         stays = give_back is None
         with self._lock:
             held = [*self._held, *(retry[2] for retry in self._retries)]
-            waiting, handled = self._lanes.return_begins(
-                delivery, self._buffer, held, stays=stays
-            )
+            waiting, handled = self._lanes.return_begins(delivery, self._buffer, held, stays=stays)
             followers = [d for d in handled if self._lose(d) or self._forget_retry(d)] + waiting
         try:
             if give_back is not None:
@@ -508,6 +506,8 @@ class Consumer:
             ours = [*self._held, *self._buffer, *(retry[2] for retry in self._retries)]
         for delivery, error in self._leases.extend(ours):
             log.info("message %s: %s", delivery.message.id, error)
+            if delivery in self._held:  # those of its lane must not overtake it
+                self._give_lane_back(delivery, lambda _: None)
             with self._lock:
                 self._lose(delivery)
 

@@ -33,7 +33,7 @@ CLASSES = {
     "unexplained": "again for no reason that the history knows",
     "inversion": "first delivered after a later one of its stream",
     "concurrent": "delivered while another consumer holds a message of its key",
-    "overtaking": "delivered or acked while an earlier one of its key was nacked and not yet back",
+    "overtaking": "delivered or acked while an earlier one of its key was given back and not here",
     "attempt_gap": "the attempt number is not the previous one plus one",
     "beyond_max": "delivered more often than max_attempts",
     "letter_missing": "should be in the dead letters and is not",
@@ -266,7 +266,7 @@ class _Checker:
         elif event.kind is Kind.DEAD_LETTER or (event.kind is Kind.NACK and last_try):
             state.letter_due = event
         else:
-            self.order.went_back(event, state.last)
+            self.order.went_back(state.last)
 
     def _attempt(self, state: _State) -> int:
         assert state.last is not None
@@ -282,6 +282,9 @@ class _Checker:
             self._confirm(event)
         self.ended[event.who] = event
         self.holders.gone(event.who)
+        for state in self.states.values():
+            if state.last and state.last.who == event.who and state.settled is None:
+                self.order.went_back(state.last)
 
     def _fault(self, event: Event) -> None:
         self.fault = event
@@ -374,9 +377,9 @@ class _Order:
     def acked(self, event: Event, delivery: Event) -> None:
         self._overtakes(event, delivery)
 
-    def went_back(self, event: Event, delivery: Event) -> None:
+    def went_back(self, delivery: Event) -> None:
         seq = self._seq(delivery)
-        if seq is not None and event.key is not None:
+        if seq is not None and delivery.key is not None:
             heappush(self.back.setdefault(self._stream(delivery), []), seq)
 
     def _overtakes(self, event: Event, delivery: Event) -> None:
