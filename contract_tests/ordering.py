@@ -121,7 +121,8 @@ def order_when_consumers_come_and_go(s: Scenario) -> None:
     last = s.consumer(prefetch=5)
     child.kill()
     acked = {event.id for event in s.history.of(Kind.ACK)}
-    last.drain([message for message in sent if message.id not in acked])
+    rest = [message for message in sent if message.id not in acked]
+    last.drain(rest, _patience(s))
     s.judge("inversion", "overtaking", "concurrent", "after_ack", "lost", at_least=len(sent))
 
 
@@ -184,7 +185,7 @@ def inversions(sent: Sequence[Message], taken: Iterable[Taken]) -> tuple[list[Ta
 def _patience(s: Scenario) -> float:
     """How long to wait for what comes only where the guarantee is given."""
     fact = s.fact()
-    return s.patience if fact is None or fact.level in PROMISED else 0.5
+    return s.patience if fact is None or fact.level in PROMISED else 0.2
 
 
 def _keyed(s: Scenario, n: int, keys: int) -> list[Message]:

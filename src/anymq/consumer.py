@@ -435,6 +435,8 @@ class Consumer:
         """Wait until the broker has applied every settlement so far. Raises LeaseLostError when
         some were refused since the last flush, and what happened to the session."""
         until = time.monotonic() + timeout
+        if self._closed:
+            self._raise_failure()
         with self._lock:
             self._waiters += 1
             self._changed.wait_for(lambda: not self._parking, timeout)

@@ -245,17 +245,17 @@ class MemoryBroker:
                 if mode is Mode.CREATE:
                     self.topics.setdefault(what.name, {})
                 elif what.name not in self.topics:
-                    raise NotFoundError(f"topic {what.name} does not exist")
+                    raise NotFoundError(f"topic {what.name} does not exist: provision it first")
                 return
             queues = self.topics.get(str(what.topic))
             if queues is None:
-                raise NotFoundError(f"topic {what.topic} does not exist")
+                raise NotFoundError(f"topic {what.topic} does not exist: provision it first")
             if what.name in queues:
                 same_or_conflict(queues[what.name].subscription, what)
             elif mode is Mode.CREATE:
                 queues[what.name] = self.queue_class(self, what)
             else:
-                raise NotFoundError(f"subscription {what} does not exist")
+                raise NotFoundError(f"subscription {what} does not exist: provision it first")
 
     def find(self, what: Topic | Subscription) -> dict[str, Queue]:
         """The queues that a topic copies to, or a subscription reads from."""
