@@ -67,6 +67,8 @@ def settling_from_other_threads(s: Scenario) -> None:
     s.together(partial(_each, Taken.ack, late))
     here.flush()
     here.close()
+    again = s.consumer().watch(0.3)  # the acks of all threads have arrived
+    s.expect(not again, f"what was acked is done; {len(again)} came again", again)
     _each(Taken.ack, held)
     there.flush()  # raises if an ack was refused
     there.drain([message for message in theirs if message.id not in ids(held)])

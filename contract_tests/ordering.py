@@ -107,7 +107,7 @@ def order_after_nack(s: Scenario) -> None:
 def order_when_consumers_come_and_go(s: Scenario) -> None:
     """Consumers join, leave with deliveries unsettled, and crash: no key goes back or ahead."""
     here = s.consumer(broker=s.connect(), prefetch=5)
-    sent = _keyed(s, 150, keys=3)
+    sent = _keyed(s, 150, keys=3, run=25)  # neighbours of one key: the next is what overtakes
     for leave in (_unsettled, _acked_at_last, _released, _nacked, _idle, _unsettled):
         _handle(here, 6, _patience(s))
         there = s.consumer(broker=s.connect(), prefetch=5)  # waits for its turn, or shares
@@ -188,10 +188,10 @@ def _patience(s: Scenario) -> float:
     return s.patience if fact is None or fact.level in PROMISED else 0.2
 
 
-def _keyed(s: Scenario, n: int, keys: int) -> list[Message]:
-    """Send `n` messages with so many keys in turn."""
+def _keyed(s: Scenario, n: int, keys: int, run: int = 1) -> list[Message]:
+    """Send `n` messages with so many keys in turn, each for a run of so many."""
     producer = s.producer()
-    sent = producer.messages(n, keys=[f"key-{number}" for number in range(keys)])
+    sent = producer.messages(n, keys=[f"key-{number // run}" for number in range(keys * run)])
     producer.send_many(sent)
     return sent
 
