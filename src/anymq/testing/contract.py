@@ -9,7 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from anymq.capabilities import Guarantee
+from anymq.capabilities import Fact, Guarantee
 
 if TYPE_CHECKING:
     from anymq.testing.scenario import Scenario
@@ -40,6 +40,8 @@ class Contract:
     certain       the case exposes an absent guarantee in every run: one that then holds does
                   better than it declares. False: by chance only, as with order.
     provision     False: the case provisions by itself, or shows what happens when nobody does
+    judged_by     the fact to judge by, where the level of the guarantee alone does not tell: a
+                  number or scope in Limits decides
     deadline      seconds after which the case is broken because it does not end
     """
 
@@ -55,6 +57,7 @@ class Contract:
     depends: tuple[Guarantee, ...] = ()
     certain: bool = True
     provision: bool = True
+    judged_by: Callable[[Scenario], Fact] | None = None
     deadline: float = 60.0
 
     @property
