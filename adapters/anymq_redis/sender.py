@@ -19,7 +19,6 @@ from anymq.spi import (
     Status,
     TooLargeError,
     UnroutableError,
-    UnsupportedError,
 )
 from anymq_redis.capabilities import MAX_PAYLOAD
 from anymq_redis.envelope import encode
@@ -149,16 +148,6 @@ class RedisSender(Sender):
 
 def _payload(message: Message, envelope: str) -> bytes:
     """What to publish, within the limits. Raises UnsupportedError or TooLargeError."""
-    if message.delay:
-        raise UnsupportedError(
-            f"message {message.id}: delay={message.delay:g}: Redis pub/sub passes a message on at"
-            " once (RabbitMQ and Amazon SQS can delay)"
-        )
-    if message.priority is not None:
-        raise UnsupportedError(
-            f"message {message.id}: priority={message.priority}: Redis pub/sub passes messages on"
-            " as they come (RabbitMQ has priorities)"
-        )
     payload = encode(message, envelope)
     if len(payload) > MAX_PAYLOAD:
         raise TooLargeError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from anymq import registry
 from anymq.capabilities import Capabilities, Guarantee, Level
-from anymq.consumer import Consumer, OnRefused
+from anymq.consumer import Consumer
 from anymq.errors import (
     AnymqError,
     ClosedError,
@@ -25,6 +25,7 @@ from anymq.errors import (
     UnsupportedError,
 )
 from anymq.producer import Producer
+from anymq.settling import OnRefused
 from anymq.spi import Adapter, Backend, Depth, Mode, Subscription, Topic
 from anymq.url import Url, read_options
 

@@ -22,17 +22,16 @@ from anymq.errors import (
     UnsupportedError,
 )
 from anymq.lanes import Lanes
+from anymq.leases import NEVER, Leases
 from anymq.message import LOST, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
-from anymq.spi import Adapter, Refusal, Subscription
+from anymq.settling import OnRefused, Settling
+from anymq.spi import Adapter, Subscription
 
 log = logging.getLogger("anymq")
 ACK_BATCH = 100  # acks that travel together
 ACK_LINGER = 0.02  # seconds that an ack may wait for others
-NEVER = float("inf")
 SLICE = 0.2  # seconds: how soon a fetch notices a held retry that became due
-
-OnRefused = Callable[[Sequence[Refusal]], None]
 
 
 class Consumer:
@@ -62,14 +61,13 @@ class Consumer:
     ) -> None:
         self.subscription = subscription
         self.capabilities = capabilities
-        self.refused = 0  # settlements that came too late
         self._letters = letters
         self._prefetch = prefetch
         self._max_in_flight = max_in_flight
         self._max_bytes = max_in_flight_bytes
         self._max_hold = max_hold
-        self._on_refused = on_refused
         self._not_retryable = not_retryable
+        self._leased = capabilities.has(Guarantee.LEASE_EXTEND)
         self._lanes = Lanes() if subscription.ordered else None
         # Without lanes and limits the next delivery needs no lock.
         self._plain = self._lanes is None and max_in_flight is None and max_in_flight_bytes is None
@@ -80,18 +78,15 @@ class Consumer:
         self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
         self._retries: list[tuple[float, int, Delivery]] = []  # nacked with a delay, kept here
         self._retry_numbers = itertools.count()
-        self._acks: deque[Delivery] = deque()
-        self._ack_lock = threading.Lock()
-        self._unconfirmed = 0  # refusals since the last flush()
         self._parking = 0  # letters on their way
-        self._lease = 0.0  # seconds; 0: deliveries have no deadline
-        self._extend_at = NEVER
-        self._warned = False
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
         self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
         self._upkeep_wake = threading.Event()
         self._receiver = adapter.receiver(subscription, prefetch, self._claim_ended)
+        self._settling = Settling(self._receiver, subscription, on_refused)
+        self._acks = self._settling.waiting
+        self._leases = Leases(subscription, self._receiver, max_hold)
         self._threads = [threading.Thread(target=self._upkeep, name="anymq-upkeep", daemon=True)]
         if self._lanes is not None:
             self._threads.append(
@@ -99,6 +94,11 @@ class Consumer:
             )
         for thread in self._threads:
             thread.start()
+
+    @property
+    def refused(self) -> int:
+        """Settlements that came too late, so far."""
+        return self._settling.refused
 
     # handing out
 
@@ -198,8 +198,10 @@ class Consumer:
 
     def _fetch(self, limit: int, wait: float) -> None:
         """One call of the receiver; the caller has taken the fetch lock."""
+        if self._retries:
+            wait = min(wait, SLICE)
         try:
-            fetched = self._receiver.receive(limit, min(wait, SLICE) if self._retries else wait)
+            fetched = self._receiver.receive(limit, wait)
         except Exception as error:
             self._fail(error)
             raise
@@ -210,8 +212,9 @@ class Consumer:
             if self._lanes is not None:
                 fetched, back = self._lanes.admit(fetched)
             self._buffer.extend(fetched)
-            if self._extend_at == NEVER and fetched and fetched[0].deadline is not None:
-                self._lease_begins(fetched[0].deadline)
+            if self._leased and self._leases.due == NEVER and fetched:
+                self._leases.begin(fetched[0].deadline or time.monotonic())
+                self._upkeep_wake.set()
             if self._waiters:
                 self._changed.notify_all()
         if back:
@@ -272,7 +275,7 @@ class Consumer:
             self._freed(delivery)
         waiting = len(self._acks)
         if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
-            self._flush_acks()
+            self._settling.flush()
         elif waiting == 1:
             self._upkeep_wake.set()
         if self._waiters:
@@ -292,7 +295,9 @@ class Consumer:
         elif delay > self.capabilities.limits.nack_delay:
             self._hold(delivery, delay)
         else:
-            self._return(delivery, lambda mine: self._report(self._receiver.nack(mine, delay)))
+            self._return(
+                delivery, lambda mine: self._settling.report(self._receiver.nack(mine, delay))
+            )
 
     def release(self, delivery: Delivery) -> None:
         """See Delivery.release()."""
@@ -334,13 +339,13 @@ class Consumer:
         if wait:
             raise error
         delivery.state = SETTLED
-        self._report([(delivery, error)])
+        self._settling.report([(delivery, error)])
 
     def _return(self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], None]) -> None:
         """Give it back, and those of its lane that would overtake it."""
         if not self._claim_settlement(delivery):
             return
-        self._flush_acks()
+        self._settling.flush()
         followers: list[Delivery] = []
         if self._lanes is not None:
             with self._lock:
@@ -394,37 +399,6 @@ class Consumer:
             with self._lock:
                 self._lanes.settled(delivery)
 
-    def _flush_acks(self) -> None:
-        """Hand over the acks that wait. Appended and taken one by one: both are atomic, so that
-        none is lost between threads."""
-        with self._ack_lock:
-            acks = self._acks
-            if not acks:
-                return
-            pop = acks.popleft
-            refused = self._receiver.ack([pop() for _ in range(len(acks))])
-        if refused:
-            self._report(refused)
-
-    def _report(self, refused: Sequence[Refusal]) -> None:
-        if not refused:
-            return
-        for delivery, _ in refused:
-            delivery.state = LOST
-        with self._lock:
-            self.refused += len(refused)
-            self._unconfirmed += len(refused)
-        delivery, error = refused[0]
-        log.warning(
-            "%d settlements of %s were refused, the first: message %s: %s",
-            len(refused),
-            self.subscription,
-            delivery.message.id,
-            error,
-        )
-        if self._on_refused is not None:
-            self._on_refused(refused)
-
     def _raise_if_lost(self, delivery: Delivery) -> None:
         if delivery.state == LOST:
             raise LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
@@ -437,16 +411,9 @@ class Consumer:
             self._waiters += 1
             self._changed.wait_for(lambda: not self._parking, timeout)
             self._waiters -= 1
-        self._flush_acks()
-        self._receiver.confirm(max(0.0, until - time.monotonic()))
+        self._settling.confirm(max(0.0, until - time.monotonic()))
         with self._lock:
-            refused, self._unconfirmed = self._unconfirmed, 0
             self._raise_failure()
-        if refused:
-            raise LeaseLostError(
-                f"{refused} settlements of {self.subscription} came too late: those messages are"
-                " no longer ours and come again"
-            )
 
     # dead letters
 
@@ -494,48 +461,22 @@ class Consumer:
     def _upkeep(self) -> None:
         try:
             while not self._closed:
-                self._upkeep_wake.wait(self._until_upkeep())
+                due = self._leases.due
+                self._upkeep_wake.wait(None if due == NEVER else max(0.0, due - time.monotonic()))
                 self._upkeep_wake.clear()
                 if self._acks and not self._closed:
                     self._upkeep_wake.wait(ACK_LINGER)
-                    self._flush_acks()
-                if time.monotonic() >= self._extend_at:
+                    self._settling.flush()
+                if time.monotonic() >= self._leases.due:
                     self._extend()
         except BaseException as error:
             self._fail(error)
             raise
 
-    def _until_upkeep(self) -> float | None:
-        if self._extend_at == NEVER:
-            return None
-        return max(0.0, self._extend_at - time.monotonic())
-
-    def _lease_begins(self, deadline: float) -> None:
-        """With the lock held: the first deliveries with a deadline have come."""
-        if self.capabilities.has(Guarantee.LEASE_EXTEND):
-            self._lease = deadline - time.monotonic()
-            self._extend_at = time.monotonic() + self._lease / 3
-            self._upkeep_wake.set()
-
     def _extend(self) -> None:
-        """Hold what is here for another lease, but nothing for longer than max_hold."""
-        now = time.monotonic()
         with self._lock:
             ours = [*self._held, *self._buffer, *(retry[2] for retry in self._retries)]
-            self._extend_at = now + self._lease / 3 if ours else NEVER
-        for delivery in ours:
-            delivery.since = delivery.since or now
-        tired = [d for d in ours if now - d.since > self._max_hold]
-        if tired and not self._warned:
-            self._warned = True
-            log.warning(
-                "message %s of %s is held for more than %g s: its lease is not extended any more",
-                tired[0].message.id,
-                self.subscription,
-                self._max_hold,
-            )
-        fresh = [d for d in ours if now - d.since <= self._max_hold]
-        for delivery, error in self._receiver.extend(fresh, self._lease) if fresh else ():
+        for delivery, error in self._leases.extend(ours):
             log.info("message %s: %s", delivery.message.id, error)
             with self._lock:
                 self._lose(delivery)
@@ -581,7 +522,7 @@ class Consumer:
         for thread in self._threads:
             thread.join(max(0.1, until - time.monotonic()))
         try:
-            self._flush_acks()
+            self._settling.flush()
             self._give_back()
         finally:
             self._receiver.close(max(0.1, until - time.monotonic()))
@@ -597,7 +538,7 @@ class Consumer:
             failed = [retry[2] for retry in self._retries]
             self._retries.clear()
         if failed:
-            self._report(self._receiver.nack(failed, 0.0))
+            self._settling.report(self._receiver.nack(failed, 0.0))
         if left:
             self._receiver.release(left)
 

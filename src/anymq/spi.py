@@ -48,7 +48,7 @@ from anymq.errors import (
 )
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
 from anymq.topics import DEAD, Subscription, Topic
-from anymq.url import Option, Url
+from anymq.url import Option, Url, one_of, period, seconds, whole
 
 __all__ = [
     "DEAD",
@@ -96,6 +96,10 @@ __all__ = [
     "UnroutableError",
     "UnsupportedError",
     "Url",
+    "one_of",
+    "period",
+    "seconds",
+    "whole",
 ]
 
 Refusal = tuple[Delivery, AnymqError]  # LeaseLostError: no longer ours. Retryable: ask again.

@@ -139,6 +139,14 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}[match[2]]
 
 
+def period(text: str) -> float:
+    """The same, more than 0: to many clients 0 means "do not wait at all"."""
+    value = seconds(text)
+    if value <= 0:
+        raise ValueError("it must be more than 0")
+    return value
+
+
 def whole(text: str) -> int:
     """A whole number, 0 or more."""
     if not re.fullmatch(r"\d+", text):

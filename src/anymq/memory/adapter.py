@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anymq import spi
-from anymq.memory.broker import MemoryBroker, Queue
+from anymq.memory.broker import MemoryBroker, Queue, missing
 from anymq.memory.capabilities import declare
 from anymq.spi import (
     STORED,
@@ -111,12 +111,15 @@ class MemorySender(spi.Sender):
     def __init__(self, session: MemoryAdapter, topic: Topic) -> None:
         self.session = session
         self.topic = topic
+        self.name = topic.address or topic.name
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
         if self.session.lost:
             raise self.session.lost
-        queues = self.session.broker.find(self.topic)
-        for queue in list(queues.values()):
+        queues = self.session.broker.topics.get(self.name)
+        if queues is None:
+            raise missing(self.topic)
+        for queue in tuple(queues.values()):
             queue.put(batch)
         done([STORED if queues else self.unroutable()] * len(batch))
 
@@ -155,11 +158,16 @@ class MemoryReceiver(spi.Receiver):
                 queue.waiting -= 1
 
     def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+        refused: list[Refusal] = []
         queue = self.queue
         with queue.lock:
-            if queue.clock.monotonic() >= queue.next_event:
-                queue.advance(queue.clock.monotonic())
-            return [(d, over()) for d in deliveries if queue.settle(d) is None]
+            now = queue.clock.monotonic()
+            if now >= queue.next_event:
+                queue.advance(now)
+            for delivery in deliveries:
+                if queue.settle(delivery) is None:
+                    refused.append((delivery, over()))
+        return refused
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         refused: list[Refusal] = []
