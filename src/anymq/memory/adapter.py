@@ -39,6 +39,8 @@ class MemoryAdapter(spi.Adapter):
     """One session."""
 
     native: MemoryAdapter
+    sender_class: type[MemorySender]
+    receiver_class: type[MemoryReceiver]
     server = "memory"
 
     def __init__(self, broker: MemoryBroker) -> None:
@@ -58,13 +60,13 @@ class MemoryAdapter(spi.Adapter):
     def sender(self, topic: Topic) -> MemorySender:
         self.check()
         self.broker.find(topic)
-        return MemorySender(self, topic)
+        return self.sender_class(self, topic)
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> MemoryReceiver:
         self.check()
-        receiver = MemoryReceiver(self.broker.queue(subscription), on_end)
+        receiver = self.receiver_class(self.broker.queue(subscription), on_end)
         self.receivers.add(receiver)
         return receiver
 
@@ -230,6 +232,10 @@ class MemoryReceiver(spi.Receiver):
             self.on_end(self.claim)
 
 
+MemoryAdapter.sender_class = MemorySender
+MemoryAdapter.receiver_class = MemoryReceiver
+
+
 def over() -> LeaseLostError:
     return LeaseLostError("the lease is over: somebody else may have the message")
 
@@ -256,4 +262,5 @@ def connect(url: Url, options: Mapping[str, Any]) -> MemoryAdapter:
         raise ConfigError(f"{url}: write memory:// or memory://name")
     name = url.hosts[0][0] if url.hosts else ""
     with _brokers_lock:
-        return MemoryAdapter(_brokers.setdefault(name, MemoryBroker()))
+        broker = _brokers.setdefault(name, MemoryBroker())
+    return (broker.session_class or MemoryAdapter)(broker)

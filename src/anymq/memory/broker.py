@@ -23,7 +23,7 @@ from anymq.spi import (
 )
 
 if TYPE_CHECKING:
-    from anymq.memory.adapter import MemoryReceiver
+    from anymq.memory.adapter import MemoryAdapter, MemoryReceiver
 
 LEASE = 30.0  # seconds, where a subscription does not say
 NO_KEY = object()  # the lane of messages without a key: they keep their order among themselves
@@ -217,6 +217,7 @@ class MemoryBroker:
     """What all sessions of one name share."""
 
     queue_class = Queue
+    session_class: type[MemoryAdapter] | None = None  # one that misbehaves
 
     def __init__(self, clock: Clock = time) -> None:
         self.clock = clock

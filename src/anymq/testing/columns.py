@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +85,14 @@ class Source:
     name: str
     url: str | None = None
 
-    def open(self) -> Column:
-        """Raises ColumnMissing."""
+    def open(self, progress: Callable[[str], None] | None = None) -> Column:
+        """Find or start its broker; `progress` gets a line for what takes time. Raises
+        ColumnMissing."""
         if self.url is None and self.name == "memory":
             column = Column("memory", f"memory://suite-{uuid.uuid4().hex[:8]}", "in-process")
             column.how = "in this process"
         elif self.url is None:
-            local = _start_local(self.name)
+            local = _start_local(self.name, progress)
             column = Column(self.name, local.url, local.evidence, how=local.how, local=local)
         else:
             evidence = "in-process" if self.url.startswith("memory:") else "real"
@@ -115,14 +116,14 @@ def by_url(urls: Sequence[str]) -> list[Source]:
     return sources
 
 
-def _start_local(name: str) -> LocalBroker:
+def _start_local(name: str, progress: Callable[[str], None] | None = None) -> LocalBroker:
     try:
         from anymq import local
     except ImportError as error:  # an installation without it
         raise ColumnMissing(f"{name}: {error}") from error
     try:
-        return local.start(name)
-    except (local.BrokerMissing, local.BrokerFailed) as error:
+        return local.start(name, progress=progress) if progress else local.start(name)
+    except (local.BrokerMissing, local.BrokerFailed, ValueError) as error:
         raise ColumnMissing(f"{name}: {error}") from error
 
 

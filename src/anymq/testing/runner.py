@@ -192,7 +192,7 @@ def run_matrix(
     def one(source: Source) -> None:
         tell(Progress("opening", source.name))
         try:
-            column = source.open()
+            column = source.open(lambda line: tell(Progress("opening", source.name, text=line)))
         except ColumnMissing as error:
             matrix.missing[source.name] = str(error)
             tell(Progress("missing", source.name, text=str(error)))
