@@ -34,11 +34,11 @@ class Mutant:
     part: Part
     caught_by: tuple[str, ...]
 
-    def column(self, patience: float = 1.0) -> Column:
-        """A fresh broker of this kind, to run contracts against."""
-        install(f"mutant-{self.name}", self._broker())
-        url = f"memory://mutant-{self.name}"
-        return Column(f"memory, {self.what}", url, "in-process", patience=patience)
+    def column(self, patience: float = 1.0, name: str | None = None) -> Column:
+        """A fresh broker of this kind, at `memory://name`, to run contracts against."""
+        name = f"mutant-{name or self.name}".replace("_", "-")
+        install(name, self._broker())
+        return Column(self.name, f"memory://{name}", "in-process", self.what, patience=patience)
 
     def _broker(self) -> MemoryBroker:
         part = self.part
@@ -437,24 +437,33 @@ class StoresAndSaysNo(MemorySender):
         return SendOutcome(Status.FAILED, UnroutableError("it says"))
 
 
+class Misrouting(MemorySender):
+    """Stores in other queues than those of its topic."""
+
+    def send(self, batch: Sequence[Message], done: Done) -> None:
+        for queue in self.targets():
+            queue.put(batch)
+        done([STORED] * len(batch))
+
+    def targets(self) -> Iterable[Queue]:
+        raise NotImplementedError
+
+
 @mutant("DEL-08")
-class MixesTopics(MemoryBroker):
+class MixesTopics(Misrouting):
     """Everybody gets what is sent to any topic."""
 
-    def find(self, what: Topic | Subscription) -> dict[str, Queue]:
-        found = super().find(what)
-        if isinstance(what, Topic):
-            queues = [queue for topic in self.topics.values() for queue in topic.values()]
-            return {str(n): queue for n, queue in enumerate(queues)}
-        return found
+    def targets(self) -> Iterable[Queue]:
+        topics = self.session.broker.topics
+        return [queue for queues in topics.values() for queue in queues.values()]
 
 
 @mutant("FAN-01")
-class OneCopyForAll(MemoryBroker):
+class OneCopyForAll(Misrouting):
     """Only one subscription of a topic gets a message."""
 
-    def find(self, what: Topic | Subscription) -> dict[str, Queue]:
-        return dict(list(super().find(what).items())[:1])
+    def targets(self) -> Iterable[Queue]:
+        return list(self.session.broker.topics[self.name].values())[:1]
 
 
 # administration
