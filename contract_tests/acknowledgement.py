@@ -171,11 +171,11 @@ def a_late_settlement_is_reported(s: Scenario) -> None:
 
 def _a_lease_that_was_lost(s: Scenario) -> None:
     """The same without a cut: the client cannot know before the broker tells it."""
-    subscription = s.new_subscription("leased", lease=LEASE)
-    s.provision(subscription)
+    subscription = s.new_subscription("work", s.new_topic(), lease=LEASE)
+    s.provision(subscription.topic, subscription)
     refused: list[Any] = []
     first = s.consumer(subscription, max_hold=BRIEFLY, on_refused=refused.extend)
-    s.producer().send(4)
+    s.producer(subscription.topic).send(4)
     held = first.take(4)
     second = s.consumer(subscription)
     again = second.take(4)

@@ -23,7 +23,7 @@ from anymq.errors import (
 )
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
-from anymq.message import LOST, SETTLED, Claim, Delivery, SendOutcome
+from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Subscription
@@ -238,7 +238,7 @@ class Consumer:
             pass  # _fetch has left it for the next call of the owner
         except BaseException as error:
             self._fail(error)
-            raise
+            log.exception("a thread of the consumer of %s has ended", self.subscription)
 
     def _claim_ended(self, claim: Claim) -> None:
         """Called by the adapter: what hung on the claim is going, or gone."""
@@ -333,13 +333,11 @@ class Consumer:
 
     def _too_late(self, delivery: Delivery, wait: bool) -> None:
         """A second settlement does nothing; one of a lost delivery is refused, once."""
-        if delivery.state != LOST:
-            return
-        error = LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+        if delivery.state == LOST:
+            error = LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+            self._settling.report([(delivery, error)])
         if wait:
-            raise error
-        delivery.state = SETTLED
-        self._settling.report([(delivery, error)])
+            self._raise_if_lost(delivery)
 
     def _return(self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], None]) -> None:
         """Give it back, and those of its lane that would overtake it."""
@@ -400,13 +398,15 @@ class Consumer:
                 self._lanes.settled(delivery)
 
     def _raise_if_lost(self, delivery: Delivery) -> None:
-        if delivery.state == LOST:
+        if delivery.state == REFUSED:
             raise LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until the broker has applied every settlement so far. Raises LeaseLostError when
         some were refused since the last flush, and what happened to the session."""
         until = time.monotonic() + timeout
+        if self._closed:
+            self._raise_failure()
         with self._lock:
             self._waiters += 1
             self._changed.wait_for(lambda: not self._parking, timeout)
@@ -471,7 +471,7 @@ class Consumer:
                     self._extend()
         except BaseException as error:
             self._fail(error)
-            raise
+            log.exception("a thread of the consumer of %s has ended", self.subscription)
 
     def _extend(self) -> None:
         with self._lock:
