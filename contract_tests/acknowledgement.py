@@ -1,4 +1,4 @@
-"""Acknowledgement: what an ack, a nack, a release and a lease mean, and what a crash brings back."""
+"""Acknowledgement: what ack, nack, release and a lease mean, and what a crash brings back."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def a_second_settlement_does_nothing(s: Scenario) -> None:
     s.expect(consumer.raw.refused == 0, f"nothing is refused: {consumer.raw.refused}")
     more = s.producer().send(5)
     s.expect(len(consumer.drain(more)) == 5, "the consumer works afterwards", more)
-    counts = {one.id: ids(consumer.taken).count(one.id) for one in sent}
+    counts = {one.id: ids(consumer.taken).count(str(one.id)) for one in sent}
     wrong = [one for one in sent if counts[one.id] != (2 if one.id in ids(back) else 1)]
     s.expect(not wrong, f"the nacked come once more, the acked never: {counts}", wrong)
     s.judge("lost", "duplicate", at_least=17)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from threading import Event
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from anymq import Guarantee
 from anymq.errors import AnymqError, BrokerError, ClosedError
 from anymq.testing.contract import UNIVERSAL, contract
-from anymq.testing.receiving import Taken, ids
+from anymq.testing.receiving import RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 
 SLACK = 5.0  # seconds that a loaded machine may take beyond a limit
@@ -76,7 +77,7 @@ def use_after_close(s: Scenario) -> None:
     """What is closed raises ClosedError whatever is asked of it; closing again does nothing."""
     broker = s.connect()
     producer, consumer = s.producer(broker=broker), s.consumer(broker=broker)
-    iterating = s.begin(lambda: [delivery.ack() for delivery in consumer.raw])
+    iterating = s.begin(partial(_ack_all, consumer))
     producer.send(2)
     _close_twice(s, producer.raw.close, consumer.raw.close)
     s.expect(s.until(iterating.done), "an iteration that runs ends")
@@ -106,6 +107,11 @@ def use_after_close(s: Scenario) -> None:
     )
 
 
+def _ack_all(consumer: RecordingConsumer) -> None:
+    for delivery in consumer.raw:
+        delivery.ack()
+
+
 def _close_twice(s: Scenario, *closes: Callable[[], object]) -> None:
     for close in closes:
         close()
@@ -133,7 +139,7 @@ def _a_lost_session_is_told(s: Scenario) -> None:
     producer.send(2)
     blocked = s.begin(partial(busy.raw.receive, 10_000, wait=10 * s.patience))
     s.until(blocked.done)  # it may have received what was sent
-    iterating = s.begin(lambda: [one.ack() for one in busy.raw])
+    iterating = s.begin(partial(_ack_all, busy))
     link.cut()
     calls: dict[str, Callable[[], Any]] = {
         "receive()": partial(idle.receive, wait=0.1),
@@ -142,7 +148,7 @@ def _a_lost_session_is_told(s: Scenario) -> None:
         "check()": link.broker.check,
     }
     for name, call in calls.items():
-        s.expect(s.until(lambda call=call: _raises(call)), f"{name} raises after the cut")
+        s.expect(s.until(partial(_raises, call)), f"{name} raises after the cut")
         s.expect(_raises(call), f"{name} goes on raising")
     s.expect(s.until(iterating.done), "an iteration that was blocked ends")
     error = iterating.exception(0) if iterating.done() else None
@@ -165,14 +171,13 @@ def _a_failed_thread_is_told(s: Scenario) -> None:
     trouble = ZeroDivisionError("on purpose")
     consumer.fail_next("ack", trouble)
     held[0].ack()  # others are held still: a thread of the consumer hands it over
-    for name, call in {
+    calls: dict[str, Callable[[], Any]] = {
         "receive()": partial(consumer.receive, wait=0.1),
         "flush()": consumer.flush,
-    }.items():
+    }
+    for name, call in calls.items():
         seen: list[BaseException] = []
-        s.expect(
-            s.until(lambda call=call, seen=seen: _caught(call, seen)), f"{name} raises it", held[0]
-        )
+        s.expect(s.until(partial(_caught, call, seen)), f"{name} raises it", held[0])
         s.expect(trouble in seen, f"{name} raises what went wrong: {seen}", held[0])
 
 
@@ -188,22 +193,27 @@ def _caught(call: Callable[[], object], seen: list[BaseException]) -> bool:
 def closing_ends_a_blocked_receive(s: Scenario) -> None:
     """close() of a consumer whose other threads wait for messages ends within its limit."""
     broker = s.connect()
-    for close in ("the consumer", "its session"):
-        consumer = s.consumer(broker=broker)
-        blocked = [
-            s.begin(partial(consumer.raw.receive, wait=600.0)),
-            s.begin(partial(consumer.raw.receive, wait=600.0)),
-            s.begin(partial(list, consumer.raw)),
-        ]
-        s.expect(not s.until(lambda: any(b.done() for b in blocked), 0.3), "they wait")
-        ending = consumer.raw.close if close == "the consumer" else broker.close
-        closing = s.begin(partial(ending, 2.0))
-        s.expect(s.until(closing.done, 2.0 + SLACK), f"closing {close} ends within its limit")
-        ended = s.until(lambda: all(b.done() for b in blocked), SLACK)
-        s.expect(ended, f"closing {close} ends what is blocked")
-        for one in [b for b in blocked if b.done()]:
-            error = one.exception(0)
-            s.expect(
-                isinstance(error, ClosedError) if error else not one.result(0),
-                f"they get nothing, or ClosedError: {error!r}",
-            )
+    consumer = s.consumer(broker=broker)
+    _close_while_blocked(s, consumer, "the consumer", consumer.raw.close)
+    _close_while_blocked(s, s.consumer(broker=broker), "its session", broker.close)
+
+
+def _close_while_blocked(
+    s: Scenario, consumer: RecordingConsumer, what: str, close: Callable[[float], None]
+) -> None:
+    blocked: list[Future[Any]] = [
+        s.begin(partial(consumer.raw.receive, wait=600.0)),
+        s.begin(partial(consumer.raw.receive, wait=600.0)),
+        s.begin(partial(list, consumer.raw)),
+    ]
+    s.expect(not s.until(lambda: any(one.done() for one in blocked), 0.3), "they wait")
+    closing = s.begin(partial(close, 2.0))
+    s.expect(s.until(closing.done, 2.0 + SLACK), f"closing {what} ends within its limit")
+    s.expect(
+        s.until(lambda: all(one.done() for one in blocked), SLACK),
+        f"closing {what} ends what is blocked",
+    )
+    for one in [one for one in blocked if one.done()]:
+        error = one.exception(0)
+        nothing = isinstance(error, ClosedError) if error else not one.result(0)
+        s.expect(nothing, f"they get nothing, or ClosedError: {error!r}")

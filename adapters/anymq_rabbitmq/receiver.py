@@ -395,6 +395,9 @@ class RabbitReceiver(Receiver):
         """Nothing more comes. What nobody has seen goes back uncounted where RabbitMQ can; what
         was handed out and not settled goes back with the channel, as a failed attempt."""
         if self._claim.ended:
+            if self._channel.is_open:  # close() had no time to wait for this
+                self._channel.basic_nack(0, multiple=True, requeue=True)
+                private.close_uncancelled(self._channel, self._consumer_tag)
             return
         untouched = [delivery.handle for delivery in self._buffer]
         self._buffer.clear()
