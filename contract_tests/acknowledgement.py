@@ -47,7 +47,7 @@ def a_lease_runs_out(s: Scenario) -> None:
     holder = s.consumer(max_hold=BRIEFLY)
     sent = s.producer().send(5)
     held = holder.take(5)
-    again = s.consumer().take(5)
+    again = s.consumer().take(5, within=s.patience + 2 * LEASE)
     missing = set(ids(sent)) - set(ids(again))
     s.expect(not missing, f"all 5 come again within {s.patience:g} s of the end", held)
     until = {one.id: s.history.relative(one.delivery.deadline) or 0.0 for one in held}
@@ -178,7 +178,7 @@ def _a_lease_that_was_lost(s: Scenario) -> None:
     s.producer(subscription.topic).send(4)
     held = first.take(4)
     second = s.consumer(subscription)
-    again = second.take(4)
+    again = second.take(4, within=s.patience + 2 * LEASE)
     s.expect(len(again) == 4, "after their lease they go to another consumer", held)
     _settle_late(s, held, refused)
     for one in again:
