@@ -140,7 +140,7 @@ class RabbitReceiver(Receiver):
         self._order.append(tag)
         self._unsettled[tag] = True
         delivery = Delivery(
-            decode(properties, body),
+            decode(properties, body, method.routing_key),
             tag,
             self._claim,
             attempt(method.redelivered, properties.headers or NO_HEADERS),
