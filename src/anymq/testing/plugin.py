@@ -74,25 +74,6 @@ def _case_file(path: Path, parent: pytest.Collector) -> CaseFile | None:
     return CaseFile.from_parent(parent, path=path)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pycollect_makemodule(
-    module_path: Path, parent: pytest.Collector
-) -> pytest.Module | None:
-    """A file of cases that is named on the command line is no module with tests besides."""
-    if module_path.parent.name not in ("contract_tests", "contracts"):
-        return None
-    from anymq.testing.contract import cases_folder
-
-    if module_path.parent.resolve() != cases_folder().resolve():
-        return None
-    return _NoTests.from_parent(parent, path=module_path)
-
-
-class _NoTests(pytest.Module):
-    def collect(self) -> list[pytest.Item | pytest.Collector]:
-        return []
-
-
 class CaseFile(pytest.File):
     """The contracts of one file, each on every column."""
 
