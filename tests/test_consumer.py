@@ -584,3 +584,44 @@ def test_use_after_close(world: World) -> None:
     for use in (consumer.receive, consumer.flush, lambda: next(iter(consumer))):
         with pytest.raises(ClosedError):
             use()
+
+
+def test_close_gives_back_what_is_just_being_fetched(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched, go_on = threading.Event(), threading.Event()
+    real = Spy.receive
+
+    def receive(self: Spy, limit: int, wait: float) -> Sequence[Delivery]:
+        taken = real(self, limit, wait)
+        fetched.set()
+        go_on.wait(WAIT)
+        return taken
+
+    monkeypatch.setattr(Spy, "receive", receive)
+    consumer = world.consumer()
+    with ThreadPoolExecutor(2) as pool:
+        receiving = pool.submit(consumer.receive, 100, WAIT)
+        world.send(*numbered(3))
+        assert fetched.wait(WAIT)
+        closing = pool.submit(consumer.close, WAIT)
+        until(lambda: consumer.closed, "it closes")
+        go_on.set()
+        closing.result(WAIT)
+        with pytest.raises(ClosedError):
+            receiving.result(WAIT)
+    monkeypatch.undo()
+    again = world.consumer().receive(wait=WAIT)
+    again += world.consumer().receive(wait=0.1) if len(again) < 3 else []
+    assert {delivery.attempt for delivery in again} == {1}
+
+
+def test_receive_hands_out_nothing_after_stop(world: World) -> None:
+    world.send(*numbered(3))
+    consumer = world.consumer()
+    (held,) = consumer.receive(limit=1)
+    consumer.stop()
+    assert consumer.receive() == []
+    held.ack(wait=True)
+    consumer.close()
+    assert world.ready() == 2

@@ -109,7 +109,7 @@ class Consumer:
         tried = False
         while True:
             with self._lock:
-                taken = self._take(limit)
+                taken = [] if self._stopping else self._take(limit)
                 if taken:
                     return taken
                 self._raise_failure()
@@ -203,11 +203,11 @@ class Consumer:
             wait = min(wait, SLICE)
         try:
             fetched = self._receiver.receive(limit, wait)
-        except Exception as error:
-            self._fail(error)
-            raise
-        finally:
+        except BaseException as error:
             self._fetch_lock.release()
+            if isinstance(error, Exception):
+                self._fail(error)
+            raise
         back: Sequence[Delivery] = ()
         with self._lock:
             if self._lanes is not None:
@@ -216,6 +216,7 @@ class Consumer:
             if self._leased and self._leases.due == NEVER and fetched:
                 self._leases.begin(fetched[0].deadline or time.monotonic())
                 self._upkeep_wake.set()
+            self._fetch_lock.release()  # not before: close() gives back what is in the buffer
             if self._waiters:
                 self._changed.notify_all()
         if back:
@@ -531,6 +532,8 @@ class Consumer:
         self._upkeep_wake.set()
         for thread in self._threads:
             thread.join(max(0.1, until - time.monotonic()))
+        if self._lanes is None:  # else the thread that fetches has ended
+            self._fetch_lock.acquire(timeout=max(0.1, until - time.monotonic()))
         try:
             self._settling.flush()
             self._give_back()
