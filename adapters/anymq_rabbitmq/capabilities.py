@@ -71,9 +71,10 @@ NATIVE: dict[Guarantee, tuple[str, str]] = {
 
 EMULATED: dict[Guarantee, tuple[str, str, str]] = {
     G.ACK_CONFIRMED: (
-        "RabbitMQ answers no ack, but an answer on the same channel proves those before it",
-        ALL,
-        "one round trip for each ack(wait=True) or flush",
+        "RabbitMQ answers no ack, but an answer on the same channel proves those before it: of the"
+        " channel for few, of the queue itself for more than its pipeline holds",
+        "seen on 4.3.6, also with the connection cut right after",
+        "one round trip for each ack(wait=True) or flush, two after many acks out of order",
     ),
     G.STALE_SETTLE_REPORTED: (
         "RabbitMQ closes the channel over a stale tag; the adapter refuses it before",
