@@ -45,6 +45,11 @@ def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
     return _Search(kind, wanted, progress).first_that_works()
 
 
+def known() -> dict[str, tuple[str, ...]]:
+    """What `start` takes: names, each with its versions."""
+    return {name: tuple(kind().distribution.suites) for name, kind in _KINDS.items()}
+
+
 class _Search:
     """One search for one kind of broker, with the reasons why ways were closed."""
 

@@ -1,0 +1,156 @@
+"""The matrix on the screen: every cell, then where the brokers differ, then all in one glance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from anymq.cli import screen
+from anymq.testing.columns import Column
+from anymq.testing.contract import FAMILIES, Contract
+from anymq.testing.report import SYMBOL
+from anymq.testing.runner import Matrix
+from anymq.testing.verdict import Cell, Outcome
+
+AS_PROMISED = (Outcome.HOLDS, Outcome.EMULATED)
+NEEDS_A_REASON = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.NOT_RUN)
+
+
+def families(contracts: Sequence[Contract]) -> Iterator[tuple[str, list[Contract]]]:
+    """Family by family, with its name."""
+    for family, members in groupby(contracts, key=lambda one: one.family):
+        yield FAMILIES.get(family, family), list(members)
+
+
+def ran_against(column: Column) -> str:
+    """RabbitMQ 4.3.6 · real, Debian sid in a private root"""
+    if column.in_process:
+        return f"{column.version} · in this process"
+    return f"{column.version} · {column.evidence}, {column.how}"
+
+
+def show(matrix: Matrix, console: Console) -> None:
+    """All of it, the summary last, where it can be seen when everything has scrolled by."""
+    if not matrix.columns:
+        return
+    console.print(table(matrix))
+    for part in (differences(matrix), reasons(matrix)):
+        if part is not None:
+            console.print(part)
+    console.print(Group(Text(""), Rule("At a glance", style="dim", align="left"), glance(matrix)))
+
+
+def table(matrix: Matrix) -> Table:
+    """One row per contract, one column per broker."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="")
+    grid.add_column("", width=6, no_wrap=True)
+    grid.add_column(Text("contract, and the guarantee that it tries", "dim"), ratio=1)
+    for column in matrix.columns:
+        head = Text.assemble((column.name, "bold"), "\n", (ran_against(column), "dim"))
+        grid.add_column(head, width=15 if len(matrix.columns) < 4 else 11)
+    for name, members in families(matrix.contracts):
+        grid.add_row("", Text(name, "bold underline"), *[""] * len(matrix.columns))
+        for one in members:
+            grid.add_row(Text(one.id, "bold"), _what(one), *_cells(matrix, one))
+        grid.add_section()
+    return grid
+
+
+def _what(contract: Contract) -> Text:
+    guarantee = contract.guarantee.value if contract.guarantee else "must hold everywhere"
+    return Text.assemble(contract.title, "  ", (guarantee.replace(" ", "\u00a0"), "dim italic"))
+
+
+def _cells(matrix: Matrix, contract: Contract) -> list[RenderableType]:
+    found = [matrix.cells.get((contract.id, column.name)) for column in matrix.columns]
+    return [screen.cell(cell) if cell else "" for cell in found]
+
+
+def differences(matrix: Matrix) -> RenderableType | None:
+    """What was seen where a broker does less than another, or than the interface could."""
+    lines = _lines()
+    for one in matrix.contracts:
+        cells = _row(matrix, one)
+        if not any(cell.outcome in (Outcome.DIFFERS, Outcome.STAND_IN_DIFFERS) for cell in cells):
+            continue
+        guarantee = one.guarantee.value if one.guarantee else "universal"
+        title = Text.assemble((one.id, "bold"), " ", one.title, "  ", (guarantee, "dim italic"))
+        lines.append(title)
+        holding = [cell.column for cell in cells if cell.outcome in AS_PROMISED]
+        if holding:
+            lines.append(Text(f"  {', '.join(holding)}: holds", screen.STYLE[Outcome.HOLDS]))
+        for cell in cells:
+            if cell.outcome not in AS_PROMISED and cell.outcome not in NEEDS_A_REASON:
+                lines.append(_line(cell, screen.one_line(cell.detail)))
+    return _section("Where they differ", lines)
+
+
+def reasons(matrix: Matrix) -> RenderableType | None:
+    """Why a cell is broken, unknown or not run."""
+    lines = _lines()
+    for one in matrix.contracts:
+        for cell in _row(matrix, one):
+            if cell.outcome in NEEDS_A_REASON:
+                text = f"{one.id} declared {cell.level.replace('_', ' ')}: "
+                lines.append(_line(cell, text + screen.one_line(cell.detail)))
+    return _section("Broken, unknown or not run", lines)
+
+
+def _lines() -> list[Text]:
+    return []
+
+
+def _line(cell: Cell, text: str) -> Text:
+    symbol, style = SYMBOL[cell.outcome], screen.STYLE[cell.outcome]
+    return Text.assemble((f"  {symbol} {cell.column}: ", style), text)
+
+
+def _section(title: str, lines: Sequence[Text]) -> RenderableType | None:
+    if not lines:
+        return None
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return Group(Text(""), Rule(title, style="dim", align="left"), *lines)
+
+
+def glance(matrix: Matrix) -> RenderableType:
+    """A symbol per contract, a line per family, a column per broker; totals and the legend."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid.add_column("")
+    for column in matrix.columns:
+        grid.add_column(column.name)
+    for name, members in families(matrix.contracts):
+        grid.add_row(name, *(_strip(matrix, column, members) for column in matrix.columns))
+    totals = {column.name: _totals(matrix, column) for column in matrix.columns}
+    seen = [one for one in Outcome if any(one in counts for counts in totals.values())]
+    grid.add_row()
+    for outcome in seen:
+        counts = [str(totals[column.name][outcome] or "") for column in matrix.columns]
+        grid.add_row(screen.badge(outcome), *counts, Text(screen.LEGEND[outcome], "dim"))
+    return Padding(grid, (0, 0, 0, 0))
+
+
+def _strip(matrix: Matrix, column: Column, members: Sequence[Contract]) -> Text:
+    strip = Text()
+    for one in members:
+        cell = matrix.cells.get((one.id, column.name))
+        if cell:
+            strip.append(SYMBOL[cell.outcome], screen.STYLE[cell.outcome])
+    return strip
+
+
+def _totals(matrix: Matrix, column: Column) -> Counter[Outcome]:
+    return Counter(cell.outcome for cell in matrix.cells.values() if cell.column == column.name)
+
+
+def _row(matrix: Matrix, contract: Contract) -> list[Cell]:
+    found = [matrix.cells.get((contract.id, column.name)) for column in matrix.columns]
+    return [cell for cell in found if cell]
