@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import typer
-from rich import box
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from anymq.cli import screen
-from anymq.cli.matrix import ran_against
+from anymq.cli.matrix import HEAD, ran_against
 from anymq.cli.run import choose
 from anymq.cli.screen import err, out
 from anymq.errors import ConfigError
@@ -41,7 +40,7 @@ def explain(
         raise ConfigError(f"{contract!r} is a family; name one contract of it: {ids}")
     (source,) = parse([backend])
     console = err()
-    with console.status(f"looking for {source.name}, starting it") as status:
+    with console.status(f"{source.name}: being found or started") as status:
         try:
             column = source.open(lambda line: status.update(screen.one_line(line)))
         except ColumnMissing as error:
@@ -71,8 +70,8 @@ def judgement(contract: Contract, column: Column, cell: Cell) -> RenderableType:
             facts.add_row("source", cell.fact.source)
         if cell.fact.cost:
             facts.add_row("cost", cell.fact.cost)
-    verdict = screen.badge(cell.outcome)
-    verdict.append(f": {report.MEANING[cell.outcome]} ({cell.seconds:.1f} s)", "default")
+    text = f"{report.SYMBOL[cell.outcome]} {report.judgement(cell)}"
+    verdict = Text.assemble((text, screen.STYLE[cell.outcome]), f" ({cell.seconds:.1f} s)")
     facts.add_row("judgement", verdict)
     if cell.detail and (cell.fact is None or not cell.detail.startswith(cell.fact.reason)):
         facts.add_row("", cell.detail)
@@ -96,12 +95,17 @@ def timeline(title: str, events: Sequence[Event]) -> RenderableType:
     actors = list(dict.fromkeys(step.who for step in steps if step.who not in ("", report.BROKER)))
     lanes = actors if len(actors) <= LANES else []
     colours = {who: LANE_COLOURS[n % len(LANE_COLOURS)] for n, who in enumerate(actors)}
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="", expand=True)
+    grid = Table(box=HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    grid.header_style = ""
     grid.add_column(Text("seconds", "dim"), justify="right", width=8, no_wrap=True)
     if not lanes:
         grid.add_column("", no_wrap=True)
+    places = report.places(events)
     for who in lanes or [""]:
-        grid.add_column(Text(f"{who} {report.role(who)}".strip(), colours.get(who, "")), ratio=1)
+        head = Text(f"{who} {report.role(who)}".strip(), colours.get(who, ""))
+        if who in places:
+            head.append(f"\n{places[who]}", "dim")
+        grid.add_column(head, ratio=1)
     for number, step in enumerate(steps):
         if left_out and number == len(steps) // 2:
             grid.add_row(*_row("", "", Text(f"... {left_out} more steps ...", "dim"), lanes))

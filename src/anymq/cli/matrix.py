@@ -20,6 +20,7 @@ from anymq.testing.report import SYMBOL
 from anymq.testing.runner import Matrix
 from anymq.testing.verdict import Cell, Outcome
 
+HEAD = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")  # a line below the head only
 AS_PROMISED = (Outcome.HOLDS, Outcome.EMULATED)
 NEEDS_A_REASON = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.NOT_RUN)
 
@@ -50,12 +51,13 @@ def show(matrix: Matrix, console: Console) -> None:
 
 def table(matrix: Matrix) -> Table:
     """One row per contract, one column per broker."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="")
+    grid = Table(box=HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    grid.header_style = ""
     grid.add_column("", width=6, no_wrap=True)
-    grid.add_column(Text("contract, and the guarantee that it tries", "dim"), ratio=1)
+    grid.add_column(Text("contract, and the guarantee that it is about", "dim"), ratio=1)
     for column in matrix.columns:
         head = Text.assemble((column.name, "bold"), "\n", (ran_against(column), "dim"))
-        grid.add_column(head, width=15 if len(matrix.columns) < 4 else 11)
+        grid.add_column(head, width=15 if len(matrix.columns) < 4 else 12)
     for name, members in families(matrix.contracts):
         grid.add_row("", Text(name, "bold underline"), *[""] * len(matrix.columns))
         for one in members:
@@ -65,8 +67,8 @@ def table(matrix: Matrix) -> Table:
 
 
 def _what(contract: Contract) -> Text:
-    guarantee = contract.guarantee.value if contract.guarantee else "must hold everywhere"
-    return Text.assemble(contract.title, "  ", (guarantee.replace(" ", "\u00a0"), "dim italic"))
+    guarantee = contract.guarantee.value if contract.guarantee else ""
+    return Text.assemble(contract.title, "  ", (guarantee, "dim italic"))
 
 
 def _cells(matrix: Matrix, contract: Contract) -> list[RenderableType]:
@@ -81,16 +83,22 @@ def differences(matrix: Matrix) -> RenderableType | None:
         cells = _row(matrix, one)
         if not any(cell.outcome in (Outcome.DIFFERS, Outcome.STAND_IN_DIFFERS) for cell in cells):
             continue
-        guarantee = one.guarantee.value if one.guarantee else "universal"
-        title = Text.assemble((one.id, "bold"), " ", one.title, "  ", (guarantee, "dim italic"))
-        lines.append(title)
+        lines.append(Text.assemble((one.id, "bold"), " ", _what(one)))
         holding = [cell.column for cell in cells if cell.outcome in AS_PROMISED]
         if holding:
             lines.append(Text(f"  {', '.join(holding)}: holds", screen.STYLE[Outcome.HOLDS]))
         for cell in cells:
             if cell.outcome not in AS_PROMISED and cell.outcome not in NEEDS_A_REASON:
-                lines.append(_line(cell, screen.one_line(cell.detail)))
+                lines += _difference(cell)
     return _section("Where they differ", lines)
+
+
+def _difference(cell: Cell) -> list[Text]:
+    """Why it must be expected, and below that what was seen."""
+    seen = screen.one_line(cell.detail)
+    if cell.fact is None or cell.fact.reason in seen or seen.startswith("rests on"):
+        return [_line(cell, seen)]
+    return [_line(cell, cell.fact.reason), Text(f"      seen: {seen}", "dim")]
 
 
 def reasons(matrix: Matrix) -> RenderableType | None:

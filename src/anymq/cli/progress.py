@@ -84,7 +84,7 @@ class _Row:
         self.news = ""
         what, contract = progress.what, progress.contract
         if what == "opening":
-            text = one_line(progress.text) or f"looking for {self.name}, starting it"
+            text = one_line(progress.text) or "being found or started"
             self.doing, self.news = Text(text), text
         elif what == "opened":
             self.doing, self.news = Text(progress.text), f"{progress.text} is up"

@@ -103,7 +103,8 @@ class _Search:
             where = urlsplit(url).netloc.rpartition("@")[2]
             # Not another broker instead: the user asked for this one.
             raise BrokerFailed(
-                f"the {self._kind.title} given by {variable} does not answer at {where}: {error}"
+                f"the {self._kind.title} given by {variable} does not answer at {where}: {error};"
+                f" start it, or unset {variable} to let anymq start one of its own"
             ) from error
         return broker
 

@@ -59,6 +59,7 @@ _THEN = {  # and right after another event of the same message
     Kind.FAILED: "refused, not stored",
     Kind.UNKNOWN: "no answer, it may be stored",
     Kind.ACK: "acks",
+    Kind.FLUSHED: "confirmed",
     Kind.NACK: "nacks",
     Kind.RELEASE: "gives back",
     Kind.DEAD_LETTER: "parks as a dead letter",
@@ -71,7 +72,7 @@ def word(outcome: str) -> str:
 
 
 def declared(level: str) -> str:
-    """A level in words; what is universal is declared nowhere, it is required."""
+    """A level in words; what is universal is declared nowhere, it is required of all."""
     return "required" if level == "universal" else level.replace("_", " ")
 
 
@@ -80,8 +81,7 @@ def explain(contract: Contract, cell: Cell) -> str:
     guarantee = contract.guarantee.value if contract.guarantee else "must hold everywhere"
     lines = [
         f"{contract} ({guarantee})",
-        f"{cell.column}: {cell.outcome}: {MEANING[cell.outcome]}; declared {cell.level};"
-        f" {cell.seconds:.1f} s",
+        f"{cell.column}: {judgement(cell)}; {declared(cell.level)}; {cell.seconds:.1f} s",
     ]
     if cell.detail:
         lines += ["", cell.detail]
@@ -149,6 +149,20 @@ def full_names(names: Mapping[str, str], most: int = 4) -> str:
     return ", ".join(f"{short} = {id}" for id, short in names.items())
 
 
+def places(events: Iterable[Event]) -> dict[str, str]:
+    """Where each producer and consumer is at work; empty when that is the same for all."""
+    found = {event.who: event.where for event in events if event.who and event.where}
+    topics = {where.partition("/")[0] for where in found.values()}
+    groups = {where for where in found.values() if "/" in where}
+    return found if len(topics) > 1 or len(groups) > 1 else {}
+
+
+def judgement(cell: Cell) -> str:
+    """The outcome and what it means."""
+    name, meaning = word(cell.outcome), MEANING[cell.outcome]
+    return meaning if meaning.startswith(name) else f"{name}: {meaning}"
+
+
 def role(who: str) -> str:
     """What the name of a producer or consumer says about it."""
     return ROLES.get(who[:1], "") if who != BROKER else ""
@@ -212,16 +226,12 @@ class _Group:
         return f"{', '.join(short[:-1])} and {short[-1]}{key}"
 
 
-_ALONE = frozenset({Kind.FLUSHED, Kind.CLOSED, Kind.CRASH, Kind.FAULT, Kind.NOTE})
 _SETTLING = frozenset({Kind.ACK, Kind.NACK, Kind.RELEASE, Kind.DEAD_LETTER, Kind.STALE})
 
 
 def _shape(events: Sequence[Event]) -> list[tuple[object, ...]]:
     """What must be equal for two happenings to be told as one."""
-    return [
-        (e.kind, e.who, e.where, e.key, e.attempt, e.text, e.due, e.kind in _ALONE and e.at)
-        for e in events
-    ]
+    return [(e.kind, e.who, e.where, e.key, e.attempt, e.text, e.due) for e in events]
 
 
 def _extra(event: Event) -> str:
