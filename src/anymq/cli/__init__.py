@@ -16,6 +16,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without the symbols shows ? instead
     try:
         from anymq.cli.app import app
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
             raise

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anymq.cli import screen
-from anymq.cli.matrix import HEAD, ran_against
+from anymq.cli.matrix import RULES, ran_against
 from anymq.cli.run import choose
 from anymq.cli.screen import err, out
 from anymq.errors import ConfigError
@@ -95,7 +95,7 @@ def timeline(title: str, events: Sequence[Event]) -> RenderableType:
     actors = list(dict.fromkeys(step.who for step in steps if step.who not in ("", report.BROKER)))
     lanes = actors if len(actors) <= LANES else []
     colours = {who: LANE_COLOURS[n % len(LANE_COLOURS)] for n, who in enumerate(actors)}
-    grid = Table(box=HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    grid = Table(box=RULES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     grid.header_style = ""
     grid.add_column(Text("seconds", "dim"), justify="right", width=8, no_wrap=True)
     if not lanes:

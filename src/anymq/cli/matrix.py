@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from textwrap import shorten
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -16,11 +16,12 @@ from rich.text import Text
 from anymq.cli import screen
 from anymq.testing.columns import Column
 from anymq.testing.contract import FAMILIES, Contract
-from anymq.testing.report import SYMBOL
+from anymq.testing.report import SYMBOL, declared
 from anymq.testing.runner import Matrix
 from anymq.testing.verdict import Cell, Outcome
 
-HEAD = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")  # a line below the head only
+RULES = box.Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the head, no others
+LONGEST = 400  # characters of a reason
 AS_PROMISED = (Outcome.HOLDS, Outcome.EMULATED)
 NEEDS_A_REASON = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.NOT_RUN)
 
@@ -31,11 +32,11 @@ def families(contracts: Sequence[Contract]) -> Iterator[tuple[str, list[Contract
         yield FAMILIES.get(family, family), list(members)
 
 
-def ran_against(column: Column) -> str:
+def ran_against(column: Column, separator: str = " · ") -> str:
     """RabbitMQ 4.3.6 · real, Debian sid in a private root"""
     if column.in_process:
-        return f"{column.version} · in this process"
-    return f"{column.version} · {column.evidence}, {column.how}"
+        return f"{column.version}{separator}in this process"
+    return f"{column.version}{separator}{column.evidence}, {column.how}"
 
 
 def show(matrix: Matrix, console: Console) -> None:
@@ -51,18 +52,22 @@ def show(matrix: Matrix, console: Console) -> None:
 
 def table(matrix: Matrix) -> Table:
     """One row per contract, one column per broker."""
-    grid = Table(box=HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
-    grid.header_style = ""
-    grid.add_column("", width=6, no_wrap=True)
-    grid.add_column(Text("contract, and the guarantee that it is about", "dim"), ratio=1)
-    for column in matrix.columns:
-        head = Text.assemble((column.name, "bold"), "\n", (ran_against(column), "dim"))
-        grid.add_column(head, width=15 if len(matrix.columns) < 4 else 12)
-    for name, members in families(matrix.contracts):
-        grid.add_row("", Text(name, "bold underline"), *[""] * len(matrix.columns))
+    columns = matrix.columns
+    grid = Table(box=RULES, show_edge=False, show_header=False, pad_edge=False, expand=True)
+    grid.padding = (0, 1, 0, 0)
+    grid.add_column(width=6, no_wrap=True)
+    grid.add_column(ratio=1)
+    for _ in columns:
+        grid.add_column(width=15 if len(columns) < 4 else 12, overflow="fold")
+    about = Text("contract, and the guarantee that it is about", "dim")
+    heads = [Text.assemble((c.name, "bold"), "\n", (ran_against(c, "\n"), "dim")) for c in columns]
+    grid.add_row("", about, *heads, end_section=True)
+    for number, (name, members) in enumerate(families(matrix.contracts)):
+        if number:
+            grid.add_row()
+        grid.add_row("", Text(name, "bold underline"))
         for one in members:
             grid.add_row(Text(one.id, "bold"), _what(one), *_cells(matrix, one))
-        grid.add_section()
     return grid
 
 
@@ -78,18 +83,23 @@ def _cells(matrix: Matrix, contract: Contract) -> list[RenderableType]:
 
 def differences(matrix: Matrix) -> RenderableType | None:
     """What was seen where a broker does less than another, or than the interface could."""
-    lines = _lines()
+    lines: list[Text] = []
     for one in matrix.contracts:
         cells = _row(matrix, one)
         if not any(cell.outcome in (Outcome.DIFFERS, Outcome.STAND_IN_DIFFERS) for cell in cells):
             continue
-        lines.append(Text.assemble((one.id, "bold"), " ", _what(one)))
+        guarantee = f"{one.guarantee.value}: " if one.guarantee else ""
+        lines.append(Text.assemble((one.id, "bold"), " ", (guarantee, "italic"), one.title))
         holding = [cell.column for cell in cells if cell.outcome in AS_PROMISED]
         if holding:
             lines.append(Text(f"  {', '.join(holding)}: holds", screen.STYLE[Outcome.HOLDS]))
         for cell in cells:
             if cell.outcome not in AS_PROMISED and cell.outcome not in NEEDS_A_REASON:
                 lines += _difference(cell)
+    if lines:
+        lines.append(Text("anymq explain ID BROKER shows one of them step by step", "dim"))
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
     return _section("Where they differ", lines)
 
 
@@ -103,17 +113,14 @@ def _difference(cell: Cell) -> list[Text]:
 
 def reasons(matrix: Matrix) -> RenderableType | None:
     """Why a cell is broken, unknown or not run."""
-    lines = _lines()
+    grid = Table.grid(padding=(0, 2, 0, 0))
     for one in matrix.contracts:
         for cell in _row(matrix, one):
             if cell.outcome in NEEDS_A_REASON:
-                text = f"{one.id} declared {cell.level.replace('_', ' ')}: "
-                lines.append(_line(cell, text + screen.one_line(cell.detail)))
-    return _section("Broken, unknown or not run", lines)
-
-
-def _lines() -> list[Text]:
-    return []
+                why = shorten(cell.detail, LONGEST, placeholder=" ...")
+                text = f"declared {declared(cell.level)}: {why}"
+                grid.add_row(Text(one.id, "bold"), cell.column, screen.badge(cell.outcome), text)
+    return _section("Broken, unknown or not run", [grid] if grid.row_count else [])
 
 
 def _line(cell: Cell, text: str) -> Text:
@@ -121,11 +128,9 @@ def _line(cell: Cell, text: str) -> Text:
     return Text.assemble((f"  {symbol} {cell.column}: ", style), text)
 
 
-def _section(title: str, lines: Sequence[Text]) -> RenderableType | None:
+def _section(title: str, lines: Sequence[RenderableType]) -> RenderableType | None:
     if not lines:
         return None
-    for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis"
     return Group(Text(""), Rule(title, style="dim", align="left"), *lines)
 
 
@@ -143,7 +148,7 @@ def glance(matrix: Matrix) -> RenderableType:
     for outcome in seen:
         counts = [str(totals[column.name][outcome] or "") for column in matrix.columns]
         grid.add_row(screen.badge(outcome), *counts, Text(screen.LEGEND[outcome], "dim"))
-    return Padding(grid, (0, 0, 0, 0))
+    return grid
 
 
 def _strip(matrix: Matrix, column: Column, members: Sequence[Contract]) -> Text:

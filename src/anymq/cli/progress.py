@@ -57,7 +57,9 @@ class Watch:
             self._console.print(f"{row.name}: {row.news}", markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = Table.grid(padding=(0, 1), expand=True)
+        # Not the whole width: the ^C that a terminal shows at the cursor would begin a new line.
+        table = Table.grid(padding=(0, 1))
+        table.width = self._console.width - 4
         for width in (2, None, 12, 7):
             table.add_column(width=width, no_wrap=True)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")

@@ -65,10 +65,8 @@ def badge(outcome: Outcome) -> Text:
 
 def cell(cell: Cell) -> Text:
     """What a cell of the matrix shows: the outcome, and below it what is declared."""
-    text = badge(cell.outcome)
-    if cell.outcome is not Outcome.EMULATED:
-        text.append(f"\n  {declared(cell.level)}", "dim")
-    return text
+    level = "" if cell.outcome is Outcome.EMULATED else f"\n  {declared(cell.level)}"
+    return Text.assemble(badge(cell.outcome), (level, "dim"))
 
 
 def one_line(text: str) -> str:
