@@ -59,7 +59,7 @@ def raw(url: Url, count: int) -> float:
             fill()
 
     state: list[Any] = []
-    connection = pika.SelectConnection(
+    connection: Any = pika.SelectConnection(
         pika.ConnectionParameters(host, port or 5672),
         on_open_callback=on_open,
         on_close_callback=lambda *_: connection.ioloop.stop(),
@@ -94,7 +94,8 @@ def ours(url: Url, count: int) -> float:
 
 def main() -> None:
     url = Url.parse(sys.argv[1])
-    count, rounds = (int(text) for text in [*sys.argv[2:], *("50000", "5")[len(sys.argv) - 2 :]])
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     adapter = BACKEND.connect(url, read_options(url, BACKEND.options))
     adapter.provision([TOPIC, QUEUE], Mode.CREATE)
     seen: dict[Callable[[Url, int], float], list[float]] = {raw: [], ours: []}

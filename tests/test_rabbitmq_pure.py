@@ -16,7 +16,6 @@ from anymq.errors import (
     AnymqError,
     ConfigError,
     InvalidMessageError,
-    PlannedError,
     RejectedError,
     TooLargeError,
 )
@@ -259,8 +258,6 @@ def test_expiry_travels_natively_and_absolutely() -> None:
         (Message(b"", correlation_id="a" * 256), InvalidMessageError, "correlation_id"),
         (Message(b"", headers={"CC": "queue"}), RejectedError, "'CC'"),
         (Message(b"", headers={"x-death": ""}), RejectedError, "'x-death'"),
-        (Message(b"", delay=1), PlannedError, "delay="),
-        (Message(b"", priority=0), PlannedError, "priority="),
     ],
 )
 def test_what_cannot_be_sent(message: Message, kind: type[AnymqError], text: str) -> None:
@@ -284,7 +281,7 @@ def test_foreign_values_become_readable_text() -> None:
         "x-request-id": "theirs, not the broker's",
         "x-delivery-count": 3,
     }
-    found = decode(BasicProperties(headers=table, message_id=b"\xff"), b"")  # type: ignore[arg-type]
+    found = decode(BasicProperties(headers=table, message_id=b"\xff"), b"")
     assert found.id == "\udcff"
     assert found.headers == {
         "text": "ü",

@@ -3,11 +3,10 @@ beside this file says what it gives and what it cannot."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from anymq.spi import Adapter, Backend, Option, Url
+from anymq.spi import Adapter, Backend, Option, Url, period, seconds
 from anymq_rabbitmq.capabilities import declare
 
 __all__ = ["BACKEND"]
@@ -19,23 +18,9 @@ def _connect(url: Url, options: Mapping[str, Any]) -> Adapter:
     return connect(url, options)
 
 
-def _duration(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text)
-    if not match:
-        raise ValueError("write seconds, or 500ms, 30s, 15m, 2h")
-    return float(match[1]) * {"ms": 0.001, "m": 60.0, "h": 3600.0}.get(match[2], 1.0)
-
-
-def _timeout(text: str) -> float:
-    value = _duration(text)
-    if value <= 0:
-        raise ValueError("it must be more than 0")
-    return value
-
-
 def _heartbeat(text: str) -> int:
     """AMQP negotiates whole seconds, and 0 would switch off the only way to notice a dead peer."""
-    value = _duration(text)
+    value = seconds(text)
     if value < 1 or value != int(value):
         raise ValueError("it must be a whole number of seconds, 1 or more")
     return int(value)
@@ -53,6 +38,6 @@ BACKEND = Backend(
             "how often both sides show that they live; a silent one is given up"
             " after 2 x (heartbeat + 5) seconds",
         ),
-        "timeout": Option(_timeout, 10.0, "how long to wait for a connection to one host"),
+        "timeout": Option(period, 10.0, "how long to wait for a connection to one host"),
     },
 )

@@ -61,7 +61,9 @@ class RabbitAdapter(Adapter):
     def sender(self, topic: Topic) -> Sender:
         limit = self.capabilities(topic).limits.body
         assert limit is not None
-        return RabbitSender(self._publisher(), Route.of(topic), limit)
+        route, publisher = Route.of(topic), self._publisher()
+        route.look_up(self._consuming)
+        return RabbitSender(publisher, route, limit)
 
     def _publisher(self) -> Connection:
         with self._lock:
@@ -82,19 +84,11 @@ class RabbitAdapter(Adapter):
     def depth(self, subscription: Subscription) -> Depth:
         """Ready messages only. RabbitMQ tells nothing else over AMQP: not what is unsettled, and
         not the letters that wait for their target."""
-        queue = queue_of(subscription)
-        answer = self._consuming.ask(
-            lambda channel, answered: channel.queue_declare(queue, passive=True, callback=answered),
-            f"queue {queue!r}",
-        )
+        answer = topology.look_up(self._consuming, queue_of(subscription))
         return Depth(ready=int(answer.message_count), exact=True)
 
     def purge(self, subscription: Subscription) -> None:
-        queue = queue_of(subscription)
-        self._consuming.ask(
-            lambda channel, answered: channel.queue_purge(queue, callback=answered),
-            f"queue {queue!r}",
-        )
+        topology.purge(self._consuming, queue_of(subscription))
 
     def remove(self, what: Topic | Subscription) -> None:
         topology.remove(self._consuming, what)
@@ -103,12 +97,7 @@ class RabbitAdapter(Adapter):
         """Both connections where both are open: each can be lost alone."""
         for connection in (self._consuming, self._publishing):
             if connection is not None:
-                connection.ask(
-                    lambda channel, answered: channel.basic_qos(
-                        prefetch_count=1, callback=answered
-                    ),
-                    "the check",
-                )
+                connection.ask("basic_qos", "the check", prefetch_count=1)
 
     def close(self) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ ALL = "seen on 4.3.6, 4.0.5 and 3.10.8"
 SEEN = "seen on 4.3.6 and 4.0.5"
 DOCS = "rabbitmq.com/docs/"
 MOST_DELIVERIES = 1_000_000
+CONSUMER_TIMEOUT = 1800.0  # seconds; an operator may have set another
 MIB = 1 << 20
 HEADERS = 128_000  # one frame of 131,072 bytes carries them, with key, id and the other properties
 
@@ -165,6 +166,7 @@ def declare(
         Limits(
             body=128 * MIB if old else 16 * MIB,
             headers=HEADERS,
+            hold=CONSUMER_TIMEOUT,
             attempts=(1, MOST_DELIVERIES),
             order=Scope.QUEUE if ordered else Scope.NONE,
             redelivery=frozenset({"nack", "disconnect"}),

@@ -20,7 +20,6 @@ ANSWER = 30.0  # seconds; longer than the heartbeat needs, which gives the bette
 CLOSING = 5.0  # seconds that a server may take to say goodbye
 
 Task = Callable[[], None]
-Method = Callable[[Any, Callable[[Any], None]], Any]
 
 
 class Connection:
@@ -51,7 +50,11 @@ class Connection:
             target=self._work, name=f"anymq-rabbitmq-{purpose}", daemon=True
         )
         self._thread.start()
-        self._opened.result()
+        try:
+            self._opened.result()
+        except AnymqError:
+            self._thread.join(CLOSING)
+            raise
 
     # the I/O thread
 
@@ -60,6 +63,8 @@ class Connection:
             self.native.ioloop.start()
         finally:  # also when a callback raised: nobody may wait for this thread any more
             self._end(ConnectionLostError(f"the I/O thread for RabbitMQ at {self.place} ended"))
+            if not self.native.is_closed:
+                private.abandon(self.native)
             self.native.ioloop.close()
 
     def _on_open_error(self, _: Any, error: BaseException) -> None:
@@ -109,10 +114,9 @@ class Connection:
             if self.lost:
                 raise self.lost
             self._tasks.append(task)
-            if self._scheduled:
-                return
-            self._scheduled = True
-        self.native.ioloop.add_callback_threadsafe(self._drain)
+            if not self._scheduled:
+                self._scheduled = True  # under the lock: afterwards the loop may be closed
+                self.native.ioloop.add_callback_threadsafe(self._drain)
 
     def on_end(self, end: Callable[[AnymqError], None]) -> None:
         """I/O thread: call `end` when the connection is lost."""
@@ -124,9 +128,10 @@ class Connection:
         """I/O thread: `end` is over."""
         self._ends.pop(end, None)
 
-    def ask(self, method: Method, what: str) -> Any:
-        """One request on a channel of its own, since a refused one closes its channel. Returns the
-        answer's method. Raises what `refused` makes of the refusal; `what` names the thing."""
+    def ask(self, method: str, what: str, **arguments: Any) -> Any:
+        """Call a method of pika's Channel, on a channel of its own, since a refused request closes
+        its channel. Returns the answer's method. Raises what errors.refused() makes of a refusal;
+        `what` names the thing."""
         answer: Future[Any] = Future()
 
         def end(error: BaseException) -> None:
@@ -140,7 +145,7 @@ class Connection:
                 channel.close()
 
             channel.add_on_close_callback(lambda _, error: end(error))
-            method(channel, on_answer)
+            getattr(channel, method)(callback=on_answer, **arguments)
 
         def begin() -> None:
             self.on_end(end)

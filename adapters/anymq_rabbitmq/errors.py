@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 from pika import exceptions as pika
 
 from anymq.spi import (
@@ -10,6 +12,7 @@ from anymq.spi import (
     AuthorizationError,
     BrokerError,
     ConfigConflictError,
+    ConfigError,
     ConnectionLostError,
     NotFoundError,
 )
@@ -28,6 +31,11 @@ def connecting(error: BaseException, place: str, user: str, vhost: str) -> Anymq
     ):
         found: AnymqError = AuthenticationError(
             f"RabbitMQ at {place} does not accept user {user!r} with this password"
+        )
+    elif isinstance(cause, ssl.SSLCertVerificationError):
+        found = ConfigError(
+            f"the certificate of RabbitMQ at {place} is not trusted: {cause.verify_message}"
+            " (SSL_CERT_FILE names a file of authorities to trust)"
         )
     elif denied and "not found" in text:
         found = NotFoundError(

@@ -49,3 +49,10 @@ def close_uncancelled(channel: Any, consumer_tag: str) -> None:
 def drop(connection: Any) -> None:
     """Cut the socket of a connection whose peer does not answer."""
     connection._adapter_disconnect_stream()
+
+
+def abandon(connection: Any) -> None:
+    """Close the socket of a connection whose I/O loop runs no more, so that the server gives back
+    what was delivered on it."""
+    if connection._transport is not None:
+        connection._transport._sock.close()

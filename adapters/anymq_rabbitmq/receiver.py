@@ -144,6 +144,7 @@ class RabbitReceiver(Receiver):
         self._buffer.append(delivery)
         if self._hungry:
             with self._ready:
+                self._hungry = False  # one wake-up, however many follow before it is awake
                 self._ready.notify()
 
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
@@ -160,11 +161,12 @@ class RabbitReceiver(Receiver):
 
     def _wait(self, left: float) -> None:
         with self._ready:
-            self._hungry = True  # set before looking, so that no delivery is missed
-            self._ready.wait_for(
-                lambda: self._buffer or self._stopped or self._claim.ended, max(0.0, left)
-            )
+            self._ready.wait_for(self._due, max(0.0, left))
             self._hungry = False
+
+    def _due(self) -> bool:
+        self._hungry = True  # set before looking, so that no delivery is missed
+        return bool(self._buffer or self._stopped or self._claim.ended)
 
     def _take(self, limit: int) -> list[Delivery]:
         """What has expired while it waited here goes back, and the broker lets it expire there."""

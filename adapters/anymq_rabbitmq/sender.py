@@ -26,6 +26,7 @@ from anymq_rabbitmq.topology import Route
 from anymq_rabbitmq.wire import TAG, Encoder
 
 PIECE = 1 << 17  # bytes of one write: what a socket does not take at once is copied
+OVERHEAD = 200  # bytes of a message beside its body, about
 
 
 class Batch:
@@ -89,8 +90,8 @@ class RabbitSender(Sender):
         writes = self._encode(entry, marks)
         if entry.left:
             self._flying |= entry.ids
+            self._next_tag = entry.last + 1  # before: a return may come at once
             self._connection.run(lambda: self._on_write(entry, writes, marks))
-            self._next_tag = entry.last + 1
         else:
             done(entry.outcomes)
 
@@ -112,16 +113,21 @@ class RabbitSender(Sender):
                 continue
             sent.append(place)
             tag += 1
-            size += len(message.body) + 200
-            if size > PIECE:
+            size += len(message.body) + OVERHEAD
+            if len(message.body) > PIECE:
+                writes += filter(None, parts)
+                parts, size = [], 0
+            elif size > PIECE:
                 writes.append(b"".join(parts))
                 parts, size = [], 0
-        writes.append(b"".join(parts))
+        if parts:
+            writes.append(b"".join(parts))
         entry.left, entry.last = len(sent), tag - 1
         if len(sent) < len(messages):
             entry.places = sent
         if mark_all:
             marks += range(entry.first, tag)
+            entry.ids = set()  # its marks tell its messages apart: their ids are not in the way
         return writes
 
     def close(self, timeout: float) -> None:
@@ -141,10 +147,12 @@ class RabbitSender(Sender):
     # the I/O thread
 
     def _on_begin(self, ready: Future[Any]) -> None:
-        """Channel, the proof that the target exists, confirm mode."""
+        """A channel in confirm mode, and nothing else on it: a refused request would close it,
+        and leave everything sent on it unknown."""
         place, what = self._connection.place, str(self._route)
 
         def end(error: AnymqError) -> None:
+            self._connection.forget(end)
             if not ready.done():
                 ready.set_exception(error)
             self._end(error)
@@ -153,10 +161,7 @@ class RabbitSender(Sender):
             self._channel = channel
             channel.add_on_close_callback(lambda _, error: end(errors.refused(error, what, place)))
             channel.add_on_return_callback(self._on_return)
-            self._route.check(channel, on_exists)
-
-        def on_exists(_: Any) -> None:
-            self._channel.confirm_delivery(self._on_confirm, callback=ready.set_result)
+            channel.confirm_delivery(self._on_confirm, callback=ready.set_result)
 
         self._end_with_connection = end
         self._connection.on_end(end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,6 @@ from anymq_rabbitmq.connection import Connection
 UNLIMITED = 1_000_000
 """x-delivery-limit of queues whose messages must never be thrown away: without one it is 20 from
 4.0 on, and -1 means three things on three versions (4.3.6, 4.0.5, 3.10.8)."""
-
-Answered = Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +38,12 @@ class Route:
             raise ConfigError(f"address {topic.address!r}: write exchange/routing key, or /queue")
         return cls(exchange, key)
 
-    def check(self, channel: Any, answered: Answered) -> None:
-        """Ask whether it exists, changing nothing."""
+    def look_up(self, connection: Connection) -> None:
+        """Raises NotFoundError if it does not exist."""
         if self.exchange:
-            channel.exchange_declare(self.exchange, passive=True, callback=answered)
+            connection.ask("exchange_declare", str(self), exchange=self.exchange, passive=True)
         else:
-            channel.queue_declare(self.key, passive=True, callback=answered)
+            look_up(connection, self.key)
 
     def __str__(self) -> str:
         return f"exchange {self.exchange!r}" if self.exchange else f"queue {self.key!r}"
@@ -116,46 +113,45 @@ def provision(connection: Connection, what: Topic | Subscription, mode: Mode) ->
 def _provision_topic(connection: Connection, topic: Topic, mode: Mode) -> None:
     route = Route.of(topic)
     if topic.address is not None or mode is Mode.VALIDATE:
-        connection.ask(route.check, str(route))
+        route.look_up(connection)
     if topic.address is None:
         connection.ask(
-            lambda channel, answered: channel.exchange_declare(
-                route.exchange, "fanout", durable=True, callback=answered
-            ),
+            "exchange_declare",
             str(route),
+            exchange=route.exchange,
+            exchange_type="fanout",
+            durable=True,
         )
 
 
 def _provision_queue(connection: Connection, subscription: Subscription, mode: Mode) -> None:
     queue = queue_of(subscription)
-    what = f"queue {queue!r}"
     if subscription.address is not None or mode is Mode.VALIDATE:
-        connection.ask(
-            lambda channel, answered: channel.queue_declare(queue, passive=True, callback=answered),
-            what,
-        )
+        look_up(connection, queue)
     if subscription.address is not None:
         return
-    wanted = arguments(subscription)
-    connection.ask(
-        lambda channel, answered: channel.queue_declare(
-            queue, durable=True, arguments=wanted, callback=answered
-        ),
-        what,
-    )
-    if mode is Mode.CREATE:
-        route = Route.of(subscription.topic)
-        if not route.exchange:
-            raise ConfigError(
-                f"{subscription}: only the queue {route.key!r} itself can receive from"
-                f" {subscription.topic}: give the subscription address={route.key!r}"
-            )
-        connection.ask(
-            lambda channel, answered: channel.queue_bind(
-                queue, route.exchange, routing_key=route.key, callback=answered
-            ),
-            f"{what} at {route}",
+    route = Route.of(subscription.topic)
+    if not route.exchange:
+        raise ConfigError(
+            f"{subscription}: only the queue {route.key!r} itself can receive from"
+            f" {subscription.topic}: give the subscription address={route.key!r}"
         )
+    what, wanted = f"queue {queue!r}", arguments(subscription)
+    connection.ask("queue_declare", what, queue=queue, durable=True, arguments=wanted)
+    if mode is Mode.CREATE:
+        bound = f"{what} at {route}"
+        connection.ask(
+            "queue_bind", bound, queue=queue, exchange=route.exchange, routing_key=route.key
+        )
+
+
+def look_up(connection: Connection, queue: str) -> Any:
+    """pika's Queue.DeclareOk, with the number of ready messages. Raises NotFoundError."""
+    return connection.ask("queue_declare", f"queue {queue!r}", queue=queue, passive=True)
+
+
+def purge(connection: Connection, queue: str) -> None:
+    connection.ask("queue_purge", f"queue {queue!r}", queue=queue)
 
 
 def remove(connection: Connection, what: Topic | Subscription) -> None:
@@ -163,13 +159,7 @@ def remove(connection: Connection, what: Topic | Subscription) -> None:
     if what.address is not None:
         raise ConfigError(f"{what.address!r} is an address, and anymq removes only what it made")
     if isinstance(what, Topic):
-        connection.ask(
-            lambda channel, answered: channel.exchange_delete(what.name, callback=answered),
-            f"exchange {what.name!r}",
-        )
+        connection.ask("exchange_delete", f"exchange {what.name!r}", exchange=what.name)
     else:
         queue = queue_of(what)
-        connection.ask(
-            lambda channel, answered: channel.queue_delete(queue, callback=answered),
-            f"queue {queue!r}",
-        )
+        connection.ask("queue_delete", f"queue {queue!r}", queue=queue)

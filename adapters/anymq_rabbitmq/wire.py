@@ -20,7 +20,6 @@ from anymq.spi import (
     NO_HEADERS,
     InvalidMessageError,
     Message,
-    PlannedError,
     RejectedError,
     TooLargeError,
 )
@@ -39,6 +38,7 @@ BROKER_HEADERS = frozenset(
         ),
     ]
 )
+HIDDEN = BROKER_HEADERS | {"anymq-time", "anymq-key"}  # the usual ones, found at one look
 ROUTING_HEADERS = frozenset(["CC", "BCC"])  # the broker sends copies to the queues they name
 
 # Property flags of the basic class, in the order in which the properties follow.
@@ -89,12 +89,10 @@ class Encoder:
 
 
 def _header(message: Message, size: int, tag: int | None) -> bytes:
-    """The payload of the content header frame."""
+    """The payload of the content header frame. (The producer refuses what capabilities do not
+    give, delay and priority, before it comes here.)"""
     flags = DELIVERY_MODE
     content = correlation = reply = expiration = ident = b""
-    if message.delay or message.priority is not None:
-        what = "delay=" if message.delay else "priority="
-        raise PlannedError(f"message {message.id}: {what} is not built yet for RabbitMQ")
     table = _table(message, tag)
     if table:
         flags |= HEADERS
@@ -160,25 +158,22 @@ def _short(what: str, text: str) -> bytes:
 def decode(properties: Any, body: bytes) -> Message:
     """What pika delivers, as a message. Never fails: what is foreign becomes readable text."""
     table = properties.headers or NO_HEADERS
-    ident = properties.message_id
+    ident, stamp, key = properties.message_id, table.get("anymq-time"), table.get("anymq-key")
     message = Message(
         body,
-        headers=_headers(table) if table else NO_HEADERS,
-        id=ident if ident is None else text(ident),
-        timestamp=_timestamp(table.get("anymq-time"), properties.timestamp),
+        key if key is None or type(key) is str else text(key),
+        _headers(table) if table else NO_HEADERS,
+        ident if ident is None or type(ident) is str else text(ident),
+        stamp / 1000 if isinstance(stamp, int) else _seconds(properties.timestamp),
     )
-    if "anymq-key" in table:
-        message.key = text(table["anymq-key"])
-    if properties.content_type is not None:
-        message.content_type = text(properties.content_type)
-    if properties.correlation_id is not None:
-        message.correlation_id = text(properties.correlation_id)
-    if properties.reply_to is not None:
-        message.reply_to = text(properties.reply_to)
+    for name in ("content_type", "correlation_id", "reply_to"):
+        value = getattr(properties, name)
+        if value is not None:
+            setattr(message, name, text(value))
     # The broker takes `expiration` away when it dead-letters: a letter does not expire again.
-    expires: Any = table.get("anymq-expires")
-    if properties.expiration is not None and isinstance(expires, int):
-        message.expires = expires / 1000
+    if properties.expiration is not None:
+        expires: Any = table.get("anymq-expires")
+        message.expires = expires / 1000 if isinstance(expires, int) else None
     if "x-death" in table and "anymq-dead-reason" not in table:
         message.headers = {**message.headers, **_burial(table)}
     return message
@@ -230,15 +225,13 @@ def _headers(table: Mapping[Any, Any]) -> Mapping[str, str]:
     shown = {}
     for key, value in table.items():
         name = key if type(key) is str else text(key)
-        own = name.startswith("anymq-") and not name.startswith("anymq-dead-")
-        if not own and name not in BROKER_HEADERS:
-            shown[name] = value if type(value) is str else text(value)
+        if name in HIDDEN or (name[:6] == "anymq-" and name[:11] != "anymq-dead-"):
+            continue
+        shown[name] = value if type(value) is str else text(value)
     return shown or NO_HEADERS
 
 
-def _timestamp(ours: Any, native: Any) -> float | None:
-    if isinstance(ours, int):
-        return ours / 1000
+def _seconds(native: Any) -> float | None:
     return float(native) if isinstance(native, int) else None
 
 

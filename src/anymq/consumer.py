@@ -85,6 +85,7 @@ class Consumer:
         self._upkeep_wake = threading.Event()
         self._receiver = adapter.receiver(subscription, prefetch, self._claim_ended)
         self._settling = Settling(self._receiver, subscription, on_refused)
+        self._acks = self._settling.waiting
         self._leases = Leases(subscription, self._receiver, max_hold)
         self._threads = [threading.Thread(target=self._upkeep, name="anymq-upkeep", daemon=True)]
         if self._lanes is not None:
@@ -197,8 +198,10 @@ class Consumer:
 
     def _fetch(self, limit: int, wait: float) -> None:
         """One call of the receiver; the caller has taken the fetch lock."""
+        if self._retries:
+            wait = min(wait, SLICE)
         try:
-            fetched = self._receiver.receive(limit, min(wait, SLICE) if self._retries else wait)
+            fetched = self._receiver.receive(limit, wait)
         except Exception as error:
             self._fail(error)
             raise
@@ -267,10 +270,10 @@ class Consumer:
             self._too_late(delivery, wait)
             return
         delivery.state = SETTLED
-        self._settling.waiting.append(delivery)
+        self._acks.append(delivery)
         if self._lanes is not None:
             self._freed(delivery)
-        waiting = len(self._settling.waiting)
+        waiting = len(self._acks)
         if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
             self._settling.flush()
         elif waiting == 1:
@@ -443,7 +446,7 @@ class Consumer:
         """The letter is stored, or not: then the message comes again and the consumer stops,
         for the next one would end the same way."""
         if failure is None:
-            self._settling.waiting.append(delivery)
+            self._acks.append(delivery)
             self._upkeep_wake.set()
         else:
             self._receiver.nack([delivery], 0.0)
@@ -461,7 +464,7 @@ class Consumer:
                 due = self._leases.due
                 self._upkeep_wake.wait(None if due == NEVER else max(0.0, due - time.monotonic()))
                 self._upkeep_wake.clear()
-                if self._settling.waiting and not self._closed:
+                if self._acks and not self._closed:
                     self._upkeep_wake.wait(ACK_LINGER)
                     self._settling.flush()
                 if time.monotonic() >= self._leases.due:

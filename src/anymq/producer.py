@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -94,8 +95,7 @@ class Outbox:
                 return
             self.pumping = True
             self.in_flight += count
-        self._hand_over(chunk, size, done)
-        self._pump()
+        self._pump(chunk, size, done)
 
     def drain(self, timeout: float) -> int:
         """Wait until everything is answered; how many messages are not."""
@@ -121,17 +121,27 @@ class Outbox:
                 f" answer, none came in {timeout:g} s: this one was not handed over"
             )
 
-    def _pump(self) -> None:
-        while True:
-            with self.lock:
-                if not self.queue or self.in_flight >= self.sender.window:
-                    self.pumping = False
-                    return
-                chunk, size, done = self.queue.popleft()
-                if self.queue and len(chunk) < self.sender.batch:
-                    chunk, size, done = self._join(chunk, size, done)
-                self.in_flight += len(chunk)
-            self._hand_over(chunk, size, done)
+    def _pump(self, chunk: Sequence[Message], size: int, done: Done) -> None:
+        """Hand over a chunk, and what came meanwhile. The caller has set pumping."""
+        try:
+            while True:
+                self._hand_over(chunk, size, done)
+                with self.lock:
+                    if not self.queue or self.in_flight >= self.sender.window:
+                        self.pumping = False
+                        return
+                    chunk, size, done = self._next()
+        except BaseException:  # Ctrl-C: nobody knows how far it came, but others may go on
+            self.pumping = False
+            raise
+
+    def _next(self) -> tuple[Sequence[Message], int, Done]:
+        """With the lock held: the next batch, made of the chunks that wait."""
+        chunk, size, done = self.queue.popleft()
+        if self.queue and len(chunk) < self.sender.batch:
+            chunk, size, done = self._join(chunk, size, done)
+        self.in_flight += len(chunk)
+        return chunk, size, done
 
     def _join(
         self, chunk: Sequence[Message], size: int, done: Done
@@ -153,9 +163,7 @@ class Outbox:
         return joined, size, split
 
     def _hand_over(self, chunk: Sequence[Message], size: int, done: Done) -> None:
-        def answered(outcomes: Sequence[SendOutcome]) -> None:
-            self._answered(len(chunk), size, done, outcomes)
-
+        answered = partial(self._answered, len(chunk), size, done)
         try:
             self.sender.send(chunk, answered)
         except AnymqError as error:  # by contract nothing was handed over
@@ -166,20 +174,18 @@ class Outbox:
             answered([SendOutcome(Status.UNKNOWN, unknown)] * len(chunk))
 
     def _answered(self, count: int, size: int, done: Done, outcomes: Sequence[SendOutcome]) -> None:
-        try:
-            done(outcomes)
-        finally:
-            with self.lock:
-                self.in_flight -= count
-                self.pending -= count
-                self.pending_bytes -= size
-                if self.waiters:
-                    self.changed.notify_all()
-                pump = not self.pumping and self.queue and self.in_flight < self.sender.window
-                if pump:
-                    self.pumping = True
-        if pump:
-            self._pump()
+        done(outcomes)
+        with self.lock:
+            self.in_flight -= count
+            self.pending -= count
+            self.pending_bytes -= size
+            if self.waiters:
+                self.changed.notify_all()
+            if self.pumping or not self.queue or self.in_flight >= self.sender.window:
+                return
+            self.pumping = True
+            following = self._next()
+        self._pump(*following)
 
 
 class Producer:
@@ -224,7 +230,9 @@ class Producer:
         where a broker keeps nothing). Raises the error of any other outcome: SendUnknownError
         when no answer comes within the producer's timeout; InvalidMessageError, TooLargeError,
         UnroutableError, ... for what is certainly not stored; BackPressureTimeout."""
-        message = body if isinstance(body, Message) else Message(body, key, headers, delay=delay)
+        message = body if isinstance(body, Message) else Message(body, key, headers)
+        if delay:
+            message.delay = delay
         self._prepare(message)
         ticket = _Ticket()
         self._outbox.put((message,), ticket.done, self._timeout)
@@ -301,7 +309,7 @@ class Producer:
         """Hand over a message that came from a broker, unchecked, under its own id; done gets the
         outcome, perhaps from another thread. Raises BackPressureTimeout."""
         if message.id is None:
-            self._number(message)
+            message.id = f"{self._id_prefix}-{next(self._id_numbers):x}"
         self._outbox.put((message,), lambda outcomes: done(outcomes[0]), self._timeout)
 
     def _prepare(self, message: Message) -> None:
@@ -317,10 +325,6 @@ class Producer:
                 f"a body of {len(message.body)} bytes: {self.capabilities.about} takes"
                 f" {self._body_limit} at most"
             )
-        if message.id is None or message.timestamp is None:
-            self._number(message)
-
-    def _number(self, message: Message) -> None:
         if message.id is None:
             message.id = f"{self._id_prefix}-{next(self._id_numbers):x}"
         if message.timestamp is None:

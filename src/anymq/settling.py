@@ -38,7 +38,8 @@ class Settling:
                 return
             pop = self.waiting.popleft
             refused = self._receiver.ack([pop() for _ in range(len(self.waiting))])
-        self.report(refused)
+        if refused:
+            self.report(refused)
 
     def confirm(self, timeout: float) -> None:
         """Flush, and wait until the broker has applied it. Raises LeaseLostError when something

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anymq import spi
-from anymq.memory.broker import MemoryBroker, Queue
+from anymq.memory.broker import MemoryBroker, Queue, missing
 from anymq.memory.capabilities import declare
 from anymq.spi import (
     STORED,
@@ -39,6 +39,8 @@ class MemoryAdapter(spi.Adapter):
     """One session."""
 
     native: MemoryAdapter
+    sender_class: type[MemorySender]
+    receiver_class: type[MemoryReceiver]
     server = "memory"
 
     def __init__(self, broker: MemoryBroker) -> None:
@@ -58,13 +60,13 @@ class MemoryAdapter(spi.Adapter):
     def sender(self, topic: Topic) -> MemorySender:
         self.check()
         self.broker.find(topic)
-        return MemorySender(self, topic)
+        return self.sender_class(self, topic)
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> MemoryReceiver:
         self.check()
-        receiver = MemoryReceiver(self.broker.queue(subscription), on_end)
+        receiver = self.receiver_class(self.broker.queue(subscription), on_end)
         self.receivers.add(receiver)
         return receiver
 
@@ -111,12 +113,15 @@ class MemorySender(spi.Sender):
     def __init__(self, session: MemoryAdapter, topic: Topic) -> None:
         self.session = session
         self.topic = topic
+        self.name = topic.address or topic.name
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
         if self.session.lost:
             raise self.session.lost
-        queues = self.session.broker.find(self.topic)
-        for queue in list(queues.values()):
+        queues = self.session.broker.topics.get(self.name)
+        if queues is None:
+            raise missing(self.topic)
+        for queue in tuple(queues.values()):
             queue.put(batch)
         done([STORED if queues else self.unroutable()] * len(batch))
 
@@ -155,11 +160,16 @@ class MemoryReceiver(spi.Receiver):
                 queue.waiting -= 1
 
     def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+        refused: list[Refusal] = []
         queue = self.queue
         with queue.lock:
-            if queue.clock.monotonic() >= queue.next_event:
-                queue.advance(queue.clock.monotonic())
-            return [(d, over()) for d in deliveries if queue.settle(d) is None]
+            now = queue.clock.monotonic()
+            if now >= queue.next_event:
+                queue.advance(now)
+            for delivery in deliveries:
+                if queue.settle(delivery) is None:
+                    refused.append((delivery, over()))
+        return refused
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         refused: list[Refusal] = []
@@ -222,6 +232,10 @@ class MemoryReceiver(spi.Receiver):
             self.on_end(self.claim)
 
 
+MemoryAdapter.sender_class = MemorySender
+MemoryAdapter.receiver_class = MemoryReceiver
+
+
 def over() -> LeaseLostError:
     return LeaseLostError("the lease is over: somebody else may have the message")
 
@@ -248,4 +262,5 @@ def connect(url: Url, options: Mapping[str, Any]) -> MemoryAdapter:
         raise ConfigError(f"{url}: write memory:// or memory://name")
     name = url.hosts[0][0] if url.hosts else ""
     with _brokers_lock:
-        return MemoryAdapter(_brokers.setdefault(name, MemoryBroker()))
+        broker = _brokers.setdefault(name, MemoryBroker())
+    return (broker.session_class or MemoryAdapter)(broker)

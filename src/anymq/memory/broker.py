@@ -23,7 +23,7 @@ from anymq.spi import (
 )
 
 if TYPE_CHECKING:
-    from anymq.memory.adapter import MemoryReceiver
+    from anymq.memory.adapter import MemoryAdapter, MemoryReceiver
 
 LEASE = 30.0  # seconds, where a subscription does not say
 NO_KEY = object()  # the lane of messages without a key: they keep their order among themselves
@@ -39,7 +39,7 @@ class Clock(Protocol):
 class Entry:
     """One message in one subscription."""
 
-    __slots__ = ("attempts", "deadline", "holder", "lane", "message", "number")
+    __slots__ = ("attempts", "deadline", "holder", "message", "number")
 
     def __init__(self, message: Message, number: int) -> None:
         self.message = message
@@ -47,7 +47,10 @@ class Entry:
         self.attempts = 0
         self.deadline = 0.0
         self.holder: MemoryReceiver | None = None
-        self.lane: Hashable = NO_KEY if message.key is None else message.key
+
+    @property
+    def lane(self) -> Hashable:
+        return NO_KEY if self.message.key is None else self.message.key
 
     def __lt__(self, other: Entry) -> bool:
         return self.number < other.number
@@ -59,6 +62,7 @@ class Queue:
     def __init__(self, broker: MemoryBroker, subscription: Subscription) -> None:
         self.broker = broker
         self.subscription = subscription
+        self.ordered = subscription.ordered
         self.clock = broker.clock
         self.lease = subscription.lease or LEASE
         self.lock = threading.Lock()
@@ -93,7 +97,7 @@ class Queue:
         if now >= self.next_event:
             self.advance(now)
         deadline = now + self.lease
-        ordered = self.subscription.ordered
+        ordered = self.ordered
         claim, leased, tags = receiver.claim, self.leased, self.tags
         taken: list[Delivery] = []
         for entry in self.eligible(receiver, limit) if ordered else self.first(limit):
@@ -113,8 +117,9 @@ class Queue:
     def first(self, limit: int) -> list[Entry]:
         """Remove and return the first ready entries."""
         taken: list[Entry] = []
-        for priority in sorted(self.levels, reverse=True) if len(self.levels) > 1 else (0,):
-            ready = self.levels[priority]
+        levels = self.levels
+        for priority in sorted(levels, reverse=True) if len(levels) > 1 else (0,):
+            ready = levels[priority]
             while ready and len(taken) < limit:
                 entry = ready.popleft()
                 if entry.message.expires is None or not self.expired(entry):
@@ -140,7 +145,7 @@ class Queue:
     def settle(self, delivery: Delivery) -> Entry | None:
         """Take a delivery off the leased ones; None when its lease is over."""
         entry = self.leased.pop(delivery.handle, None)
-        if entry is not None and self.subscription.ordered:
+        if self.ordered and entry is not None:
             self.free(entry)
         return entry
 
@@ -189,7 +194,7 @@ class Queue:
     def expire(self, tag: int) -> None:
         """A lease is over: somebody else gets the message."""
         entry = self.leased.pop(tag)
-        if self.subscription.ordered:
+        if self.ordered:
             self.free(entry)
         self.give_back(entry)
 
@@ -212,6 +217,7 @@ class MemoryBroker:
     """What all sessions of one name share."""
 
     queue_class = Queue
+    session_class: type[MemoryAdapter] | None = None  # one that misbehaves
 
     def __init__(self, clock: Clock = time) -> None:
         self.clock = clock
@@ -244,7 +250,7 @@ class MemoryBroker:
         if isinstance(what, Topic):
             queues = self.topics.get(what.address or what.name)
             if queues is None:
-                raise NotFoundError(f"topic {what} does not exist: call broker.provision() first")
+                raise missing(what)
             return queues
         topic, _, name = (what.address or f"{what.topic}/{what.name}").rpartition("/")
         queue = self.topics.get(topic, {}).get(name)
@@ -287,6 +293,10 @@ def copy(m: Message) -> Message:
         m.expires,
         m.priority,
     )
+
+
+def missing(topic: Topic) -> NotFoundError:
+    return NotFoundError(f"topic {topic} does not exist: call broker.provision() first")
 
 
 def same_or_conflict(there: Subscription, wanted: Subscription) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT = ("memory", "rabbitmq", "redis")
 PATIENCE = {"memory": 2.0, "redis": 3.0}  # seconds; 10 elsewhere
 
-Tell = Callable[[str], None]  # gets a line for each thing that takes time
+Progress = Callable[[str], None]  # gets a line for each thing that takes time
 
 
 class ColumnMissing(Exception):
@@ -43,7 +43,7 @@ class Column:
     patience: float = 10.0
     deviations: Mapping[str, str] = field(default_factory=dict)
     local: LocalBroker | None = None
-    tell: Tell | None = None
+    progress: Progress | None = None
     _own: LocalBroker | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -61,7 +61,7 @@ class Column:
         assert self.local is not None
         with self._lock:
             if self._own is None:
-                self._own = _start_local(self.name, self.tell)
+                self._own = _start_local(self.name, self.progress)
             return self._own
 
     def close(self) -> None:
@@ -94,16 +94,16 @@ class Source:
         """Its name without a version, or the scheme of its URL."""
         return Url.parse(self.url).scheme if self.url else self.name.partition("@")[0]
 
-    def open(self, tell: Tell | None = None) -> Column:
-        """Raises ColumnMissing. `tell` gets a line for each thing that takes time; without it
-        they go to standard error."""
+    def open(self, progress: Progress | None = None) -> Column:
+        """Find or start its broker; `progress` gets a line for what takes time. Raises
+        ColumnMissing."""
         if self.url is None and self.name == "memory":
             column = Column("memory", f"memory://suite-{uuid.uuid4().hex[:8]}", "in-process")
             column.how = "in this process"
         elif self.url is None:
-            local = _start_local(self.name, tell)
+            local = _start_local(self.name, progress)
             column = Column(self.name, local.url, local.evidence, how=local.how, local=local)
-            column.tell = tell
+            column.progress = progress
         else:
             evidence = "in-process" if self.url.startswith("memory:") else "real"
             column = Column(self.name, self.url, evidence, how="given by its URL")
@@ -163,14 +163,14 @@ def _checked_name(text: str) -> str:
     return text
 
 
-def _start_local(name: str, tell: Tell | None = None) -> LocalBroker:
+def _start_local(name: str, progress: Progress | None = None) -> LocalBroker:
     try:
         from anymq import local
     except ImportError as error:  # an installation without it
         raise ColumnMissing(f"{name}: {error}") from error
     try:
-        return local.start(name, progress=tell) if tell else local.start(name)
-    except (local.BrokerMissing, local.BrokerFailed) as error:
+        return local.start(name, progress=progress) if progress else local.start(name)
+    except (local.BrokerMissing, local.BrokerFailed, ValueError) as error:
         raise ColumnMissing(f"{name}: {error}") from error
 
 

@@ -173,10 +173,16 @@ class Scenario:
     # doing and waiting
 
     def fault(self, what: str) -> None:
-        """Do this to the broker: kill, pause, resume, restart."""
+        """Do this to the broker: kill, pause, resume, restart. Sessions that it ends stay dead:
+        reconnect() afterwards."""
         assert self.local is not None, f"{self.contract.id} neither needs nor wants {what}"
         self.history.add(Kind.FAULT, text=what)
         getattr(self.local, what)()
+
+    def reconnect(self) -> Broker:
+        """A new session, which from now on is `broker`."""
+        self.broker = self.connect()
+        return self.broker
 
     def together(self, *functions: Callable[[], object]) -> None:
         """Run them at once, each on its own thread; wait for all, raise what one raised."""
@@ -299,16 +305,20 @@ class Scenario:
             self.provision()
 
     def close(self) -> None:
-        """Close everything and remove what was made. What goes wrong is raised at the end."""
+        """Close everything and remove what was made. What goes wrong is raised at the end, unless
+        the broker was broken on purpose; that one is the case's own, and nothing is removed."""
         errors: list[BaseException] = []
         closing: list[Child | RecordingConsumer | RecordingProducer]
         closing = [*self._children, *self._consumers, *self._producers]
         for one in closing:
             _collect(errors, one.close, 5.0)
-        for what in reversed(self._made):
-            _collect(errors, self._remove, what)
+        if self.local is None:
+            for what in reversed(self._made):
+                _collect(errors, self._remove, what)
         for broker in self._brokers:
             _collect(errors, broker.close)
+        if self.local is not None:
+            return
         self._raise_failures()
         if errors:
             raise errors[0]

@@ -1,0 +1,106 @@
+"""The catalogue of contracts keeps its form, and every guarantee is under contract."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from anymq.capabilities import Guarantee
+from anymq.testing.contract import CONTRACTS, UNIVERSAL, contract, load, select
+from anymq.testing.scenario import Scenario
+
+load()
+UNDER_CONTRACT = {one.guarantee for one in CONTRACTS.values()} - {None}
+
+# Guarantees that no contract checks yet. This list only shrinks.
+PENDING = {
+    Guarantee.SEND_CONFIRMED,
+    Guarantee.SEND_PERSISTENT,
+    Guarantee.SEND_IDEMPOTENT,
+    Guarantee.SEND_ORDER_ON_FAILURE,
+    Guarantee.DELAY,
+    Guarantee.PRIORITY,
+    Guarantee.EXPIRY,
+    Guarantee.DEDUPLICATION,
+    Guarantee.REPLAY,
+    Guarantee.SEEK_TIME,
+    Guarantee.AT_LEAST_ONCE,
+    Guarantee.EXACTLY_ONCE,
+    Guarantee.ACK_EACH,
+    Guarantee.ACK_CONFIRMED,
+    Guarantee.ACK_FINAL,
+    Guarantee.STALE_SETTLE_REPORTED,
+    Guarantee.NACK,
+    Guarantee.NACK_DELAY,
+    Guarantee.RELEASE_UNCOUNTED,
+    Guarantee.REDELIVERY_ON_CRASH,
+    Guarantee.LEASE_EXPIRY,
+    Guarantee.LEASE_EXTEND,
+    Guarantee.ATTEMPT_COUNT,
+    Guarantee.ORDER_QUEUE,
+    Guarantee.ORDER_PER_KEY,
+    Guarantee.ORDER_AFTER_NACK,
+    Guarantee.ORDER_COMPETING,
+    Guarantee.EPHEMERAL,
+    Guarantee.PATTERN,
+    Guarantee.DEAD_LETTER,
+    Guarantee.MAX_ATTEMPTS,
+    Guarantee.MAX_ATTEMPTS_CRASH,
+    Guarantee.DEAD_LETTER_REASON,
+    Guarantee.DEAD_LETTER_NO_LOSS,
+    Guarantee.HEADERS,
+    Guarantee.BINARY,
+    Guarantee.FOREIGN_READABLE,
+    Guarantee.DEPTH,
+    Guarantee.PURGE,
+}
+
+
+def test_every_guarantee_is_under_contract_or_pending() -> None:
+    assert set(Guarantee) - UNDER_CONTRACT - PENDING == set()
+
+
+def test_the_pending_list_shrinks() -> None:
+    done = UNDER_CONTRACT & PENDING
+    assert not done, f"take these off PENDING: {sorted(g.name for g in done)}"
+
+
+@pytest.mark.parametrize("one", CONTRACTS.values(), ids=lambda one: one.id)
+def test_a_contract_keeps_the_form(one) -> None:
+    assert re.fullmatch(r"[A-Z]{3}-\d\d", one.id)
+    assert len(one.title) <= 100
+    assert one.deadline <= 120
+
+
+def test_cases_name_no_backend() -> None:
+    from anymq.testing.contract import cases_folder
+
+    for path in cases_folder().glob("*.py"):
+        named = re.findall(r"(?i)rabbit|redis|kafka|sqs|pubsub|memory://", path.read_text("utf-8"))
+        assert not named, f"{path.name} names {named}: a case knows guarantees, not brokers"
+
+
+def test_an_id_is_given_once() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        contract("DEL-01", UNIVERSAL)
+
+
+def test_a_case_says_what_must_be_true() -> None:
+    def mute(s: Scenario) -> None:
+        pass
+
+    with pytest.raises(ValueError, match="docstring"):
+        contract("XYZ-09", UNIVERSAL)(mute)
+
+
+def test_needs_are_known() -> None:
+    with pytest.raises(ValueError, match="teleport"):
+        contract("XYZ-09", UNIVERSAL, needs={"teleport"})
+
+
+def test_selection_by_id_and_family() -> None:
+    assert [one.id for one in select(load(), ["del-01"])] == ["DEL-01"]
+    assert {one.family for one in select(load(), ["BAT"])} == {"BAT"}
+    with pytest.raises(ValueError, match="NOPE"):
+        select(load(), ["nope"])

@@ -1,0 +1,178 @@
+"""Runs of cases: deadlines, errors on any thread, what a case rests on, clean-up, progress."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from anymq.capabilities import Guarantee
+from anymq.testing.columns import Column, ColumnMissing, Source, by_url
+from anymq.testing.contract import UNIVERSAL, Contract
+from anymq.testing.history import Kind
+from anymq.testing.report import explain
+from anymq.testing.runner import Progress, run, run_matrix
+from anymq.testing.scenario import Scenario
+from anymq.testing.verdict import Cell, Outcome
+
+
+@pytest.fixture(scope="module")
+def memory() -> Column:
+    column = Source("memory").open()
+    column.patience = 0.5
+    return column
+
+
+def try_case(
+    case: Callable[[Scenario], None],
+    column: Column,
+    guarantee: Guarantee | None = UNIVERSAL,
+    deadline: float | None = None,
+    **options: object,
+) -> Cell:
+    contract = Contract("XYZ-01", "a title", guarantee, case, **options)  # type: ignore[arg-type]
+    return run(contract, column, deadline)
+
+
+def test_a_case_that_holds(memory: Column) -> None:
+    def case(s: Scenario) -> None:
+        consumer = s.consumer()
+        consumer.drain(s.producer().send(3, keys=("a", "b")))
+        s.judge("lost", "redelivered", at_least=3)
+
+    cell = try_case(case, memory)
+    assert (cell.outcome, cell.level) == (Outcome.HOLDS, "universal")
+
+
+def test_a_case_without_end_says_where_it_stands(memory: Column) -> None:
+    end = threading.Event()
+
+    def case(s: Scenario) -> None:
+        s.producer().send()
+        end.wait()
+
+    cell = try_case(case, memory, deadline=0.2)
+    end.set()
+    assert cell.outcome is Outcome.BROKEN
+    assert "did not end" in cell.detail
+    assert "end.wait()" in cell.detail
+    assert [event.kind for event in cell.witness] == [Kind.SEND, Kind.STORED]
+
+
+def test_an_error_on_a_consumer_thread_reaches_the_cell(memory: Column) -> None:
+    def case(s: Scenario) -> None:
+        def handler(taken: object) -> None:
+            raise ZeroDivisionError("in a handler")
+
+        s.consumer().start(handler)
+        s.producer().send()
+        s.wait_for(lambda: False, "never")
+
+    cell = try_case(case, memory)
+    assert (cell.outcome, cell.detail) == (Outcome.BROKEN, "ZeroDivisionError: in a handler")
+
+
+def test_what_does_not_come_ends_the_case_with_a_witness(memory: Column) -> None:
+    def case(s: Scenario) -> None:
+        s.producer().send()
+        s.wait_for(lambda: False, "the moon to fall", within=0.1)
+        raise AssertionError("not reached")
+
+    cell = try_case(case, memory)
+    assert cell.outcome is Outcome.BROKEN
+    assert cell.detail == "not so: the moon to fall: not within 0.1 s"
+    assert cell.witness
+
+
+def test_a_vacuous_run_is_unknown(memory: Column) -> None:
+    cell = try_case(lambda s: s.judge("lost") and None, memory)
+    assert cell.outcome is Outcome.UNKNOWN
+    assert cell.failing
+
+
+def test_what_a_universal_contract_rests_on_is_absent(memory: Column) -> None:
+    cell = try_case(lambda s: None, memory, depends=(Guarantee.REPLAY,))
+    assert cell.outcome is Outcome.DIFFERS
+    assert "retain.replay" in cell.detail
+
+
+def test_a_promise_cannot_rest_on_what_is_absent(memory: Column) -> None:
+    cell = try_case(lambda s: None, memory, Guarantee.NACK, depends=(Guarantee.REPLAY,))
+    assert cell.outcome is Outcome.UNKNOWN
+
+
+def test_what_cannot_be_done_to_a_broker_is_not_run(memory: Column) -> None:
+    cell = try_case(lambda s: None, memory, needs=frozenset({"kill"}))
+    assert cell.outcome is Outcome.NOT_RUN
+    assert "in this process" in cell.detail
+
+
+def test_everything_is_removed_afterwards(memory: Column) -> None:
+    names = []
+
+    def case(s: Scenario) -> None:
+        names.append(s.topic.name)
+        s.producer().send()
+
+    try_case(case, memory, subscription={"dead_letter": True})
+
+    def look(s: Scenario) -> None:
+        there = s.broker.native.broker.topics
+        assert not [name for name in there if name.startswith(names[0])]
+
+    assert try_case(look, memory).outcome is Outcome.HOLDS
+
+
+def test_a_child_dies_with_what_it_holds(memory: Column) -> None:
+    def case(s: Scenario) -> None:
+        child = s.child()
+        sent = s.producer().send(4)
+        child.ack(child.take(4)[:1])
+        child.kill()
+        again = s.consumer().drain(sent[1:])
+        s.expect(len(again) == 3, "three come again", sent)
+        s.judge("lost", "after_ack", "unexplained", at_least=7)
+
+    assert try_case(case, memory, Guarantee.REDELIVERY_ON_CRASH).outcome is Outcome.HOLDS
+
+
+def test_a_matrix_with_a_missing_column() -> None:
+    told: list[Progress] = []
+    contract = Contract("XYZ-01", "a title", UNIVERSAL, lambda s: None)
+    sources = [Source("memory"), Source("redis", "redis://127.0.0.1:1")]
+    matrix = run_matrix([contract], sources, told.append)
+    assert list(matrix.missing) == ["redis"]
+    assert [c.name for c in matrix.columns] == ["memory"]
+    memory = [progress.what for progress in told if progress.column == "memory"]
+    assert memory == ["opening", "opened", "running", "finished", "closed"]
+    cells = json.loads(json.dumps(matrix.to_dict()))["contracts"][0]["cells"]
+    assert cells["memory"]["outcome"] == "holds"
+
+
+def test_no_password_in_a_column() -> None:
+    column = Column("rabbitmq", "rabbitmq://me:secret@host/", "real")
+    assert "secret" not in json.dumps(column.to_dict())
+
+
+def test_columns_by_url_have_different_names() -> None:
+    names = [source.name for source in by_url(["redis://a", "memory://b", "redis://c"])]
+    assert names == ["redis", "memory", "redis-2"]
+
+
+def test_a_broker_that_does_not_answer_is_missing() -> None:
+    with pytest.raises(ColumnMissing, match="redis"):
+        Source("redis", "redis://127.0.0.1:1").open()
+
+
+def test_an_explanation_has_the_timeline(memory: Column) -> None:
+    def case(s: Scenario) -> None:
+        sent = s.producer().send()
+        s.expect(False, "it is never sent", sent)
+
+    contract = Contract("XYZ-01", "a title", UNIVERSAL, case)
+    text = explain(contract, run(contract, memory))
+    assert "XYZ-01 a title" in text
+    assert "not so: it is never sent" in text
+    assert "stored" in text
