@@ -6,7 +6,7 @@ import time
 
 from anymq import Guarantee, Status
 from anymq.testing.contract import UNIVERSAL, contract
-from anymq.testing.receiving import ids
+from anymq.testing.receiving import Taken, ids
 from anymq.testing.scenario import Scenario
 
 
@@ -47,7 +47,7 @@ def a_batch_is_bounded(s: Scenario) -> None:
     """receive(limit) returns at most so many, and as soon as there is something."""
     consumer = s.consumer()
     sent = s.producer().send(25)
-    batches = []
+    batches: list[list[Taken]] = []
     while sum(map(len, batches)) < len(sent):
         batches.append(consumer.receive(limit=10, wait=s.patience))
         if not batches[-1]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +23,16 @@ class Story:
         self.ticks = count()
         self.seqs: dict[str | None, int] = {}
 
-    def add(self, kind: Kind, who: str, where: str = SUB, at: float | None = None, **rest):
+    def add(
+        self, kind: Kind, who: str, where: str = SUB, at: float | None = None, **rest: Any
+    ) -> Story:
         at = next(self.ticks) / 10 if at is None else at
         self.events.append(Event(kind, at, who, where, **rest))
         return self
 
-    def send(self, *names: str, key: str | None = None, outcome: Kind | None = Kind.STORED, **rest):
+    def send(
+        self, *names: str, key: str | None = None, outcome: Kind | None = Kind.STORED, **rest: Any
+    ) -> Story:
         for name in names:
             seq = self.seqs[key] = self.seqs.get(key, -1) + 1
             self.add(Kind.SEND, "p", TOPIC, id=name, key=key, seq=seq, **rest)
@@ -34,28 +40,28 @@ class Story:
                 self.add(outcome, "p", TOPIC, id=name, key=key)
         return self
 
-    def get(self, *names: str, who: str = "c", key: str | None = None, **rest):
+    def get(self, *names: str, who: str = "c", key: str | None = None, **rest: Any) -> Story:
         for name in names:
             self.add(Kind.RECEIVED, who, id=name, key=key, **rest)
         return self
 
-    def ack(self, *names: str, who: str = "c", key: str | None = None):
+    def ack(self, *names: str, who: str = "c", key: str | None = None) -> Story:
         for name in names:
             self.add(Kind.ACK, who, id=name, key=key)
         return self
 
-    def back(self, name: str, kind: Kind = Kind.NACK, who: str = "c", **rest):
+    def back(self, name: str, kind: Kind = Kind.NACK, who: str = "c", **rest: Any) -> Story:
         return self.add(kind, who, id=name, **rest)
 
-    def end(self, kind: Kind = Kind.FLUSHED, who: str = "c"):
+    def end(self, kind: Kind = Kind.FLUSHED, who: str = "c") -> Story:
         return self.add(kind, who)
 
-    def letter(self, *names: str):
+    def letter(self, *names: str) -> Story:
         for name in names:
             self.add(Kind.LETTER, "d", id=name)
         return self
 
-    def judge(self, **options) -> Judgement:
+    def judge(self, **options: Any) -> Judgement:
         return check(self.events, **{"where": [SUB], **options})
 
 
@@ -212,7 +218,7 @@ def test_groups_name_known_classes() -> None:
     assert {name for group in GROUPS.values() for name in group} <= set(CLASSES)
 
 
-def test_a_history_survives_a_file(tmp_path) -> None:
+def test_a_history_survives_a_file(tmp_path: Path) -> None:
     History(RETRIED.events).save(tmp_path / "run.jsonl")
     again = History.load(tmp_path / "run.jsonl")
     assert list(again) == RETRIED.events

@@ -35,8 +35,8 @@ def cells(request: pytest.FixtureRequest) -> Iterator[Cells]:
     futures: Cells = {}
     with ThreadPoolExecutor(WORKERS) as pool:
         for item in request.session.items:
-            params = getattr(item, "callspec", None) and item.callspec.params
-            if not params or params.get("catcher") not in CONTRACTS:
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            if params.get("catcher") not in CONTRACTS:
                 continue
             mutant, catcher = params["mutant"], params["catcher"]
             contract = CONTRACTS[catcher]

@@ -328,7 +328,7 @@ SESSION = """
                 super(Slow, self).send(batch, done)
             threading.Thread(target=later, daemon=True).start()
 
-    anymq.memory.adapter.MemorySender = Slow
+    anymq.memory.MemoryAdapter.sender_class = Slow
     session = anymq.connect("memory://")
     work = anymq.Subscription(anymq.Topic("orders"), "work")
     session.provision(work)

@@ -35,80 +35,6 @@ from anymq.spi import (
 )
 
 
-class MemoryAdapter(spi.Adapter):
-    """One session."""
-
-    native: MemoryAdapter
-    sender_class: type[MemorySender]
-    receiver_class: type[MemoryReceiver]
-    server = "memory"
-
-    def __init__(self, broker: MemoryBroker) -> None:
-        self.native = self
-        self.broker = broker
-        self.receivers: set[MemoryReceiver] = set()
-        self.lost: ConnectionLostError | None = None
-
-    def capabilities(self, at: Topic | Subscription) -> Capabilities:
-        return declare({}, at, self.server)
-
-    def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
-        self.check()
-        for item in what:
-            self.broker.provision(item, mode)
-
-    def sender(self, topic: Topic) -> MemorySender:
-        self.check()
-        self.broker.find(topic)
-        return self.sender_class(self, topic)
-
-    def receiver(
-        self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
-    ) -> MemoryReceiver:
-        self.check()
-        receiver = self.receiver_class(self.broker.queue(subscription), on_end)
-        self.receivers.add(receiver)
-        return receiver
-
-    def depth(self, subscription: Subscription) -> Depth:
-        queue = self.broker.queue(subscription)
-        with queue.lock:
-            queue.advance(queue.clock.monotonic())
-            return Depth(queue.ready(), len(queue.leased), len(queue.delayed), exact=True)
-
-    def purge(self, subscription: Subscription) -> None:
-        queue = self.broker.queue(subscription)
-        with queue.lock:
-            queue.levels.clear()
-            queue.levels[0] = deque()
-
-    def remove(self, what: Topic | Subscription) -> None:
-        if what.address is not None:
-            raise ConfigError(f"{what} is an address: anymq does not remove what it did not make")
-        with self.broker.lock:
-            if isinstance(what, Topic):
-                gone = self.broker.topics.pop(what.name, {})
-            else:
-                queues = self.broker.topics.get(str(what.topic), {})
-                gone = {what.name: queues.pop(what.name)} if what.name in queues else {}
-        for receiver in list(self.receivers):
-            if receiver.queue in gone.values():
-                receiver.end(NotFoundError(f"{receiver.queue.subscription} was removed"))
-
-    def check(self) -> None:
-        if self.lost:
-            raise self.lost
-
-    def cut(self) -> None:
-        """End the session as a crash of its process would: nothing is given back in order."""
-        self.lost = ConnectionLostError("the session was cut")
-        for receiver in list(self.receivers):
-            receiver.end(self.lost)
-
-    def close(self) -> None:
-        self.lost = self.lost or ConnectionLostError("the session is closed")
-
-
 class MemorySender(spi.Sender):
     def __init__(self, session: MemoryAdapter, topic: Topic) -> None:
         self.session = session
@@ -232,8 +158,78 @@ class MemoryReceiver(spi.Receiver):
             self.on_end(self.claim)
 
 
-MemoryAdapter.sender_class = MemorySender
-MemoryAdapter.receiver_class = MemoryReceiver
+class MemoryAdapter(spi.Adapter):
+    """One session."""
+
+    native: MemoryAdapter
+    sender_class = MemorySender
+    receiver_class = MemoryReceiver
+    server = "memory"
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.native = self
+        self.broker = broker
+        self.receivers: set[MemoryReceiver] = set()
+        self.lost: ConnectionLostError | None = None
+
+    def capabilities(self, at: Topic | Subscription) -> Capabilities:
+        return declare({}, at, self.server)
+
+    def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
+        self.check()
+        for item in what:
+            self.broker.provision(item, mode)
+
+    def sender(self, topic: Topic) -> MemorySender:
+        self.check()
+        self.broker.find(topic)
+        return self.sender_class(self, topic)
+
+    def receiver(
+        self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
+    ) -> MemoryReceiver:
+        self.check()
+        receiver = self.receiver_class(self.broker.queue(subscription), on_end)
+        self.receivers.add(receiver)
+        return receiver
+
+    def depth(self, subscription: Subscription) -> Depth:
+        queue = self.broker.queue(subscription)
+        with queue.lock:
+            queue.advance(queue.clock.monotonic())
+            return Depth(queue.ready(), len(queue.leased), len(queue.delayed), exact=True)
+
+    def purge(self, subscription: Subscription) -> None:
+        queue = self.broker.queue(subscription)
+        with queue.lock:
+            queue.levels.clear()
+            queue.levels[0] = deque()
+
+    def remove(self, what: Topic | Subscription) -> None:
+        if what.address is not None:
+            raise ConfigError(f"{what} is an address: anymq does not remove what it did not make")
+        with self.broker.lock:
+            if isinstance(what, Topic):
+                gone = self.broker.topics.pop(what.name, {})
+            else:
+                queues = self.broker.topics.get(str(what.topic), {})
+                gone = {what.name: queues.pop(what.name)} if what.name in queues else {}
+        for receiver in list(self.receivers):
+            if receiver.queue in gone.values():
+                receiver.end(NotFoundError(f"{receiver.queue.subscription} was removed"))
+
+    def check(self) -> None:
+        if self.lost:
+            raise self.lost
+
+    def cut(self) -> None:
+        """End the session as a crash of its process would: nothing is given back in order."""
+        self.lost = ConnectionLostError("the session was cut")
+        for receiver in list(self.receivers):
+            receiver.end(self.lost)
+
+    def close(self) -> None:
+        self.lost = self.lost or ConnectionLostError("the session is closed")
 
 
 def over() -> LeaseLostError:
