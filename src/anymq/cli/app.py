@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from importlib.metadata import version
@@ -19,6 +20,8 @@ class Commands(TyperGroup):
     """Errors become a few lines instead of a traceback, an interrupt ends what was started."""
 
     def invoke(self, ctx: Any) -> Any:
+        # What is logged while a contract provokes it is no news, and would tear the display.
+        logging.getLogger().addHandler(logging.NullHandler())
         try:
             return super().invoke(ctx)
         except AnymqError as error:

@@ -35,7 +35,7 @@ def families(contracts: Sequence[Contract]) -> Iterator[tuple[str, list[Contract
 def ran_against(column: Column, separator: str = " · ") -> str:
     """RabbitMQ 4.3.6 · real, Debian sid in a private root"""
     if column.in_process:
-        return f"{column.version}{separator}in this process"
+        return "in this process"
     return f"{column.version}{separator}{column.evidence}, {column.how}"
 
 
@@ -106,6 +106,8 @@ def differences(matrix: Matrix) -> RenderableType | None:
 def _difference(cell: Cell) -> list[Text]:
     """Why it must be expected, and below that what was seen."""
     seen = screen.one_line(cell.detail)
+    if cell.fact and seen.startswith("refused: "):
+        return [_line(cell, f"{cell.fact.reason} (refused)")]
     if cell.fact is None or cell.fact.reason in seen or seen.startswith("rests on"):
         return [_line(cell, seen)]
     return [_line(cell, cell.fact.reason), Text(f"      seen: {seen}", "dim")]
@@ -118,7 +120,8 @@ def reasons(matrix: Matrix) -> RenderableType | None:
         for cell in _row(matrix, one):
             if cell.outcome in NEEDS_A_REASON:
                 why = shorten(cell.detail, LONGEST, placeholder=" ...")
-                text = f"declared {declared(cell.level)}: {why}"
+                level = declared(cell.level)
+                text = why if why.startswith(level) else f"declared {level}: {why}"
                 grid.add_row(Text(one.id, "bold"), cell.column, screen.badge(cell.outcome), text)
     return _section("Broken, unknown or not run", [grid] if grid.row_count else [])
 

@@ -18,6 +18,7 @@ from anymq.testing.columns import Source
 from anymq.testing.contract import FAMILIES, Contract, load, select
 from anymq.testing.runner import Matrix, run_matrix
 from anymq.testing.verdict import Outcome
+from anymq.url import Url
 
 ALLOW_MISSING = "ANYMQ_ALLOW_MISSING"
 
@@ -77,7 +78,9 @@ def _verdict(matrix: Matrix, asked_for: bool, seconds: float) -> int:
         out.print(f"\n{text} in {seconds:.0f} s: [{style}]{ends}[/]")
     if broken:
         first = broken[0]
-        out.print(f"anymq explain {first.contract} {first.column}  shows what happened")
+        (column,) = [one for one in matrix.columns if one.name == first.column]
+        name = column.name if column.local or column.in_process else Url.parse(column.url)
+        out.print(f"anymq explain {first.contract} {name}  shows what happened", soft_wrap=True)
     for why in matrix.missing.values():
         err.print(f"missing: {why}", style="yellow", markup=False, soft_wrap=True)
     if matrix.missing and asked_for:

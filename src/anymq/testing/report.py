@@ -195,7 +195,8 @@ class _Group:
 
     def same(self, other: Sequence[Event]) -> bool:
         """Does the same happen to another message?"""
-        return other[0].id is not None and _shape(self.events) == _shape(other)
+        another = other[0].id not in (None, *self.ids[-1:], self.ids[0])
+        return another and _shape(self.events) == _shape(other)
 
     def step(self, names: Mapping[str, str]) -> Step:
         first, *rest = self.events
@@ -203,7 +204,10 @@ class _Group:
             return Step(first.at, BROKER, first.text, fault=True)
         if first.kind is Kind.NOTE:
             return Step(first.at, first.who, first.text, note=True)
-        text = _FIRST[first.kind].format(m=self._messages(names)) + _extra(first)
+        pattern = _FIRST[first.kind]
+        if len(self.ids) > 1:
+            pattern = pattern.replace("{m} is", "{m} are").replace(" it may", " they may")
+        text = pattern.format(m=self._messages(names)) + _extra(first)
         for event in rest:
             it = "" if event.kind not in _SETTLING else (" it" if len(self.ids) == 1 else " each")
             verb, _, tail = _THEN[event.kind].partition(" ")
