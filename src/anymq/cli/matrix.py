@@ -140,9 +140,10 @@ def _section(title: str, lines: Sequence[RenderableType]) -> RenderableType | No
 def glance(matrix: Matrix) -> RenderableType:
     """A symbol per contract, a line per family, a column per broker; totals and the legend."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    grid.add_column("")
+    grid.add_column("", no_wrap=True)
     for column in matrix.columns:
-        grid.add_column(column.name)
+        grid.add_column(column.name, no_wrap=True)
+    grid.add_column("", no_wrap=True, overflow="ellipsis")
     for name, members in families(matrix.contracts):
         grid.add_row(name, *(_strip(matrix, column, members) for column in matrix.columns))
     totals = {column.name: _totals(matrix, column) for column in matrix.columns}
