@@ -1,115 +1,322 @@
-"""CPU that publishing costs the client, beside a raw pika SelectConnection program that does the
-same job: confirmed, persistent, mandatory, with id, time and key, 1,000 messages outstanding.
+"""What RabbitMQ through anymq costs its client, beside raw pika in the same run.
 
-    python benchmarks/rabbitmq.py rabbitmq://127.0.0.1:5672 [messages] [rounds]
+    python benchmarks/rabbitmq.py [--url URL] [--rounds N] [--messages N] [threads|memory|cpu ...]
+
+threads  rate of send() from 64 threads against one: the sends of one moment share their way
+memory   200,000 messages through one producer and one consumer, each a process of its own: their
+         resident memory, which must stay flat
+cpu      processor time per message of confirmed publishing and of consuming with acks, against a
+         raw pika.SelectConnection program that does the same job: messages with id, key, one header
+         and time, persistent and mandatory, 1,000 unconfirmed, an outcome for each; deliveries made
+         into objects, acked 100 at a time
+
+Starts a broker for itself unless given the URL of one. Every message goes to a quorum queue.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import os
 import statistics
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pika
 
-from anymq.spi import Message, Mode, SendOutcome, Status, Subscription, Topic
-from anymq.url import Url, read_options
-from anymq_rabbitmq import BACKEND
+import anymq
+from anymq import local
 
 BODY = b"x" * 256
-WINDOW, BATCH = 1000, 500
-TOPIC = Topic("benchmark")
-QUEUE = Subscription(TOPIC, "publish")
+HEADERS = {"a": "1"}
+WORK = anymq.Subscription(anymq.Topic("benchmark"), "work")
+WINDOW = 1000  # unconfirmed
+PREFETCH = 1000
+ACKS = 100  # together
+THREADS = 64
+MANY = 200_000
+STEP = 2_000  # messages between two looks at the memory
+WARM = MANY // 5
 
 
-def raw(url: Url, count: int) -> float:
-    host, port = url.hosts[0]
-    sent = confirmed = 0
-    started = 0.0
+# threads
 
-    def on_open(connection: Any) -> None:
-        connection.channel(on_open_callback=on_channel)
 
-    def on_channel(channel: Any) -> None:
-        channel.confirm_delivery(on_confirm, callback=lambda _: fill())
-        state.append(channel)
+def rate(url: str, threads: int, count: int) -> float:
+    """Messages a second, sent one by one from so many threads."""
+    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
+        producer.send(BODY, "k", HEADERS)
 
-    def fill() -> None:
-        nonlocal sent, started
-        started = started or time.process_time()
-        while sent < count and sent - confirmed < WINDOW:
-            sent += 1
+        def send() -> None:
+            for _ in range(count // threads):
+                producer.send(BODY, "k", HEADERS)
+
+        senders = [threading.Thread(target=send) for _ in range(threads)]
+        began = time.perf_counter()
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        took = time.perf_counter() - began
+        broker.purge(WORK)
+    return count / took
+
+
+def compare_threads(url: str, rounds: int) -> None:
+    pairs = [(rate(url, 1, 1_000), rate(url, THREADS, 16_000)) for _ in range(rounds)]
+    one, many = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    ratio = statistics.median(many / one for one, many in pairs)
+    print(f"send() from 1 thread    {one:8,.0f} messages/s")
+    print(f"send() from {THREADS} threads  {many:8,.0f} messages/s: {ratio:.1f} times (at least 8)")
+
+
+# memory
+
+
+def resident() -> float:
+    """MB of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def look(number: int) -> None:
+    if number % STEP == 0:
+        print(number, f"{resident():.2f}", flush=True)
+
+
+def produce(url: str) -> None:
+    def messages() -> Iterator[anymq.Message]:
+        for number in range(1, MANY + 1):
+            look(number)
+            yield anymq.Message(BODY, "k", HEADERS)
+
+    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
+        producer.send_many(messages())
+
+
+def consume(url: str) -> None:
+    with anymq.connect(url) as broker, broker.consumer(WORK, prefetch=PREFETCH) as consumer:
+        for number, delivery in enumerate(consumer, 1):
+            delivery.ack()
+            look(number)
+            if number == MANY:
+                break
+        consumer.flush()
+
+
+def measure_memory(url: str) -> None:
+    children = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, "--url", url, name], stdout=subprocess.PIPE, text=True
+        )
+        for name in ("produce", "consume")
+    }
+    for name, child in children.items():
+        output, _ = child.communicate()
+        if child.returncode:
+            sys.exit(f"{name} ended with status {child.returncode}")
+        looks = [(int(number), float(mb)) for number, mb in map(str.split, output.splitlines())]
+        warm = [mb for number, mb in looks if number >= WARM]
+        print(
+            f"{name}: {MANY:,} messages, {warm[0]:.1f} MB after {WARM:,}, then"
+            f" {min(warm):.1f} to {max(warm):.1f} MB: {max(warm) - min(warm):.1f} MB (at most 30)"
+        )
+
+
+# cpu
+
+
+class Raw:
+    """A pika.SelectConnection with one channel, run on the calling thread."""
+
+    def __init__(self, url: str) -> None:
+        self.began = 0.0
+        self.connection: Any = pika.SelectConnection(
+            pika.URLParameters(url.replace("rabbitmq:", "amqp:", 1)),
+            on_open_callback=lambda connection: connection.channel(on_open_callback=self.opened),
+            on_close_callback=lambda *_: self.connection.ioloop.stop(),
+        )
+
+    def opened(self, channel: Any) -> None:
+        raise NotImplementedError
+
+    def run(self) -> float:
+        """Seconds of processor time from the first message to the end."""
+        self.connection.ioloop.start()
+        return time.process_time() - self.began
+
+
+class RawPublish(Raw):
+    def __init__(self, url: str, count: int) -> None:
+        self.count = count
+        self.sent = self.lowest = self.answered = 0
+        self.outcomes: list[str | None] = [None] * count
+        self.places: dict[str, int] = {}
+        self.prefix = uuid.uuid4().hex[:16]
+        super().__init__(url)
+
+    def opened(self, channel: Any) -> None:
+        self.channel = channel
+        channel.add_on_return_callback(self.returned)
+        channel.confirm_delivery(self.confirmed, callback=lambda _: self.begin())
+
+    def begin(self) -> None:
+        self.began = time.process_time()
+        self.fill()
+
+    def fill(self) -> None:
+        while self.sent < self.count and self.sent - self.answered < WINDOW:
+            number = f"{self.prefix}-{self.sent:x}"
+            self.places[number] = self.sent
+            self.sent += 1
             properties = pika.BasicProperties(
-                message_id=f"id-{sent}",
+                message_id=number,
                 delivery_mode=2,
-                headers={"anymq-time": int(time.time() * 1000), "anymq-key": "key"},
+                headers={"anymq-time": int(time.time() * 1000), "anymq-key": "k", **HEADERS},
             )
-            state[0].basic_publish(TOPIC.name, "", BODY, properties, mandatory=True)
+            self.channel.basic_publish(WORK.topic.name, "", BODY, properties, mandatory=True)
 
-    def on_confirm(frame: Any) -> None:
-        nonlocal confirmed
-        method = frame.method  # one queue confirms in order
-        confirmed = method.delivery_tag if method.multiple else confirmed + 1
-        if confirmed == count:
-            connection.close()
+    def returned(self, _: Any, _method: Any, properties: Any, _body: bytes) -> None:
+        self.outcomes[self.places[properties.message_id]] = "unroutable"
+
+    def confirmed(self, frame: Any) -> None:
+        method = frame.method
+        tag = method.delivery_tag
+        outcome = "stored" if method.NAME == "Basic.Ack" else "unknown"
+        for place in range(self.lowest, tag) if method.multiple else (tag - 1,):
+            if self.outcomes[place] is None:
+                self.outcomes[place] = outcome
+                self.answered += 1
+        if method.multiple:
+            self.lowest = tag
+        if self.answered == self.count:
+            self.connection.close()
         else:
-            fill()
-
-    state: list[Any] = []
-    connection: Any = pika.SelectConnection(
-        pika.ConnectionParameters(host, port or 5672),
-        on_open_callback=on_open,
-        on_close_callback=lambda *_: connection.ioloop.stop(),
-    )
-    connection.ioloop.start()
-    return time.process_time() - started
+            self.fill()
 
 
-def ours(url: Url, count: int) -> float:
-    adapter = BACKEND.connect(url, read_options(url, BACKEND.options))
-    sender = adapter.sender(TOPIC)
-    room = threading.Semaphore(WINDOW // BATCH)
-    bad: list[SendOutcome] = []
+class RawConsume(Raw):
+    def __init__(self, url: str, count: int) -> None:
+        self.count = count
+        self.number = 0
+        super().__init__(url)
 
-    def done(outcomes: Any) -> None:
-        bad.extend(outcome for outcome in outcomes if outcome.status is not Status.STORED)
-        room.release()
+    def opened(self, channel: Any) -> None:
+        channel.basic_qos(prefetch_count=PREFETCH)
+        self.began = time.process_time()
+        channel.basic_consume(WORK.queue_name, self.delivered)
 
-    started = time.process_time()
-    for first in range(0, count, BATCH):
-        batch = [
-            Message(BODY, "key", id=f"id-{first + i}", timestamp=time.time()) for i in range(BATCH)
-        ]
-        room.acquire()
-        sender.send(batch, done)
-    sender.close(60)
-    used = time.process_time() - started
-    adapter.close()
-    assert not bad, bad[0]
+    def delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        table = properties.headers
+        anymq.Message(
+            body,
+            table["anymq-key"],
+            {name: value for name, value in table.items() if not name.startswith("anymq-")},
+            properties.message_id,
+            table["anymq-time"] / 1000,
+        )
+        self.number += 1
+        if self.number % ACKS == 0 or self.number == self.count:
+            channel.basic_ack(method.delivery_tag, multiple=True)
+        if self.number == self.count:
+            self.connection.close()
+
+
+def raw_publish(url: str, count: int) -> float:
+    publish = RawPublish(url, count)
+    used = publish.run()
+    assert set(publish.outcomes) == {"stored"}, set(publish.outcomes)
     return used
 
 
+def raw_consume(url: str, count: int) -> float:
+    return RawConsume(url, count).run()
+
+
+def our_publish(url: str, count: int) -> float:
+    outcomes: list[anymq.SendOutcome] = []
+    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
+        began = time.process_time()
+        producer.send_many(
+            (anymq.Message(BODY, "k", HEADERS) for _ in range(count)),
+            lambda _, outcome: outcomes.append(outcome),
+        )
+        used = time.process_time() - began
+    assert len(outcomes) == count
+    assert all(outcome.error is None for outcome in outcomes)
+    return used
+
+
+def our_consume(url: str, count: int) -> float:
+    with anymq.connect(url) as broker:
+        began = time.process_time()
+        with broker.consumer(WORK, prefetch=PREFETCH) as consumer:
+            for delivery in itertools.islice(consumer, count):
+                delivery.ack()
+            consumer.flush()
+        return time.process_time() - began
+
+
+def compare_cpu(url: str, rounds: int, count: int) -> None:
+    """What one publishes the other consumes; who begins alternates."""
+    runs: dict[Callable[[str, int], float], list[float]] = {
+        run: [] for run in (raw_publish, our_consume, our_publish, raw_consume)
+    }
+    for number in range(rounds):
+        order = list(runs)
+        for run in order if number % 2 else order[2:] + order[:2]:
+            runs[run].append(run(url, count) / count * 1e6)
+    for what, raw, ours in (
+        ("publish", raw_publish, our_publish),
+        ("consume", raw_consume, our_consume),
+    ):
+        theirs, mine = statistics.median(runs[raw]), statistics.median(runs[ours])
+        economy = statistics.median(r / o for r, o in zip(runs[raw], runs[ours], strict=True))
+        spread = [r / o for r, o in zip(runs[raw], runs[ours], strict=True)]
+        print(
+            f"{what}: {mine:5.1f} us of CPU per message, raw pika {theirs:5.1f}: economy"
+            f" {economy:.2f} ({min(spread):.2f} to {max(spread):.2f}; bar 0.75)"
+        )
+
+
 def main() -> None:
-    url = Url.parse(sys.argv[1])
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
-    adapter = BACKEND.connect(url, read_options(url, BACKEND.options))
-    adapter.provision([TOPIC, QUEUE], Mode.CREATE)
-    seen: dict[Callable[[Url, int], float], list[float]] = {raw: [], ours: []}
-    for _ in range(rounds):
-        for run, used in seen.items():
-            used.append(run(url, count) / count * 1e6)
-            adapter.purge(QUEUE)
-    adapter.remove(QUEUE)
-    adapter.remove(TOPIC)
-    adapter.close()
-    for run, used in seen.items():
-        print(f"{run.__name__:>5}: {statistics.median(used):6.1f} us of CPU per message", used)
-    ratio = statistics.median(seen[raw]) / statistics.median(seen[ours])
-    print(f"CPU economy beside raw pika: {ratio:.2f}")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--url", help="of a RabbitMQ to use; by default one is started")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--messages", type=int, default=30_000, help="per round of cpu")
+    parser.add_argument("parts", nargs="*", default=["threads", "memory", "cpu"])
+    given = parser.parse_args()
+    child = {("produce",): produce, ("consume",): consume}.get(tuple(given.parts))
+    if child is not None:
+        child(given.url)
+    elif given.url:
+        run(given.url, given)
+    else:
+        with local.start("rabbitmq") as broker:
+            run(broker.url, given)
+
+
+def run(url: str, given: argparse.Namespace) -> None:
+    with anymq.connect(url) as broker:
+        broker.provision(WORK)
+        broker.purge(WORK)
+        at = broker.capabilities(WORK)
+        print(f"{broker.server}, {at.about}; {at.fact(anymq.Guarantee.SEND_CONFIRMED).reason}")
+        try:
+            if "threads" in given.parts:
+                compare_threads(url, given.rounds)
+            if "memory" in given.parts:
+                measure_memory(url)
+            if "cpu" in given.parts:
+                compare_cpu(url, given.rounds, given.messages)
+        finally:
+            broker.remove(WORK, WORK.topic)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from anymq.testing.checker import CLASSES, GROUPS, Judgement, check
+from anymq.testing.checker import check
+from anymq.testing.findings import CLASSES, GROUPS, Judgement
 from anymq.testing.history import Event, History, Kind
 from anymq.testing.report import timeline
 
@@ -85,6 +86,11 @@ STORIES = {
     "altered": Story().send("a", digest=1).get("a", digest=2).ack("a"),
     "after_nack": Story().send("a").get("a").back("a").get("a").ack("a"),
     "after_release": Story().send("a").get("a").back("a", Kind.RELEASE).get("a").ack("a"),
+    "after_lane": Story()
+    .send("a", "b", key="k")
+    .get("a", "b", key="k")
+    .back("a", Kind.RELEASE, key="k")
+    .get("a", "b", key="k"),
     "after_lease": Story().send("a").get("a", until=0.25).get("a", who="e").ack("a", who="e"),
     "after_crash": Story().send("a").get("a").end(Kind.CRASH).get("a", who="e").ack("a", who="e"),
     "after_close": Story().send("a").get("a").end(Kind.CLOSED).get("a", who="e").ack("a", who="e"),
@@ -101,7 +107,7 @@ STORIES = {
     "overtaking": Story()
     .send("a", "b", key="k")
     .get("a", key="k")
-    .back("a", Kind.RELEASE, key="k")
+    .back("a", key="k")
     .get("b", key="k")
     .ack("b", key="k"),
     "attempt_gap": Story().send("a").get("a", attempt=2).ack("a"),
@@ -114,7 +120,7 @@ STORIES = {
 }
 BESIDES = {  # what else is in these stories, unavoidably
     "beyond_max": {"after_nack"},
-    "overtaking": {"overtaking"},
+    "after_lane": {"after_release"},
 }
 
 
@@ -163,6 +169,14 @@ def test_an_unknown_send_may_arrive_or_not() -> None:
 
 def test_what_is_not_drained_is_not_lost() -> None:
     assert found(STORIES["lost_postfix"].judge(drained=False)) == {}
+
+
+def test_what_was_released_may_be_counted_or_not() -> None:
+    for attempt, gaps in ((1, 0), (2, 0), (3, 1)):
+        story = Story().send("a").get("a", attempt=1).back("a", Kind.RELEASE)
+        assert story.get("a", attempt=attempt).judge().count("attempt_gap") == gaps
+    after_nack = Story().send("a").get("a", attempt=1).back("a").get("a", attempt=1)
+    assert after_nack.judge().count("attempt_gap") == 1
 
 
 def test_a_letter_is_not_lost() -> None:

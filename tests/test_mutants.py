@@ -24,6 +24,12 @@ DEADLINE = 15.0
 WORKERS = 3  # most of the time is spent waiting for what does not come
 PAIRS = [(mutant, catcher) for mutant in MUTANTS for catcher in mutant.caught_by]
 NAMES = [f"{mutant.name}-{catcher}" for mutant, catcher in PAIRS]
+# Contracts that mutants name and nobody has written yet. This list only shrinks.
+WAITING = {
+    *("ACK-01", "ACK-02", "ACK-03", "ACK-04", "ACK-05", "ACK-07", "ACK-08", "ACK-09", "ACK-10"),
+    *("ACK-11", "ADM-01", "ADM-06", "DLQ-01", "DLQ-02", "DLQ-03", "LIF-02", "LIF-12", "ORD-01"),
+    *("ORD-02", "ORD-04", "PAY-01", "PAY-02", "PAY-04", "RTY-01"),
+}
 Cells = dict[tuple[str, str], Future[Cell]]  # by mutant and catcher; without a mutant, by ""
 
 
@@ -49,7 +55,7 @@ def cells(request: pytest.FixtureRequest) -> Iterator[Cells]:
 
 @pytest.mark.parametrize(("mutant", "catcher"), PAIRS, ids=NAMES)
 def test_mutant(cells: Cells, mutant: Mutant, catcher: str) -> None:
-    if catcher not in CONTRACTS:
+    if catcher in WAITING:
         pytest.skip(f"{catcher} is not written yet")
     contract = CONTRACTS[catcher]
     clean = cells["", catcher].result()
@@ -65,3 +71,12 @@ def test_there_are_enough_mutants() -> None:
     assert len(MUTANTS) >= 15
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert all(mutant.caught_by and mutant.what for mutant in MUTANTS)
+
+
+def test_every_catcher_is_written_or_waited_for() -> None:
+    named = {catcher for mutant in MUTANTS for catcher in mutant.caught_by}
+    assert named - CONTRACTS.keys() - WAITING == set()
+
+
+def test_the_waiting_list_shrinks() -> None:
+    assert WAITING & CONTRACTS.keys() == set()

@@ -160,11 +160,13 @@ def test_arguments() -> None:
     parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20))
     assert parked["x-delivery-limit"] == 199  # 200 deliveries
     assert parked["x-dead-letter-exchange"] == "orders_billing_dead"
-    assert "x-dead-letter-routing-key" not in parked
+    assert parked["x-dead-letter-routing-key"] == "orders/billing 200"
     assert parked["x-dead-letter-strategy"] == "at-least-once"
     assert parked["x-overflow"] == "reject-publish"
     away = arguments(Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")))
     assert (away["x-dead-letter-exchange"], away["x-dead-letter-routing-key"]) == ("", "morgue.q")
+    long = Subscription(Topic("orders", "ö" * 120), "billing", dead_letter=True)
+    assert arguments(long)["x-dead-letter-routing-key"] == "orders/billing 100"
     assert arguments(Subscription(ORDERS, "billing", ordered=True))["x-single-active-consumer"]
 
 
@@ -321,18 +323,21 @@ def test_attempts(redelivered: bool, table: dict[str, Any], expected: int | None
     ("native", "reason"), [("delivery_limit", "broker_limit"), ("expired", "expired")]
 )
 def test_letters_of_the_broker(native: str, reason: str) -> None:
+    when = datetime(2026, 11, 25, 4, 5, 6, tzinfo=UTC)
     table: dict[str, Any] = {
         "mine": "kept",
-        "x-death": [{"queue": "q", "count": 1}],
+        "x-death": [{"queue": "other", "count": 1}, {"queue": "q", "count": 1, "time": when}],
         "x-first-death-reason": native,
         "x-first-death-queue": "q",
-        "x-delivery-count": 21,
+        "x-delivery-count": 29,  # goes on while letters are read
     }
-    found = dict(decode(BasicProperties(headers=table), b"").headers)
-    attempts = {"anymq-dead-attempts": "21"} if native == "delivery_limit" else {}
-    assert (
-        found == {"mine": "kept", "anymq-dead-reason": reason, "anymq-dead-origin": "q"} | attempts
-    )
+    properties = BasicProperties(headers=table)
+    told = {"anymq-dead-reason": reason, "anymq-dead-time": "2026-11-25T04:05:06.000+00:00"}
+    foreign = decode(properties, b"", "orders.eu").headers
+    assert foreign == {"mine": "kept", "anymq-dead-origin": "q"} | told
+    attempts = {"anymq-dead-attempts": "200"} if native == "delivery_limit" else {}
+    ours = decode(properties, b"", "orders/billing 200").headers
+    assert ours == {"mine": "kept", "anymq-dead-origin": "orders/billing"} | told | attempts
     table["anymq-dead-reason"] = "handler failed"
     kept = decode(BasicProperties(headers=table), b"").headers
     assert kept == {"mine": "kept", "anymq-dead-reason": "handler failed"}

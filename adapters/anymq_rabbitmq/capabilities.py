@@ -85,7 +85,8 @@ EMULATED: dict[Guarantee, tuple[str, str, str]] = {
     G.NACK_DELAY: (
         "RabbitMQ takes no delay per nack: the consumer holds the message and hands it out again",
         "seen on 4.3.6: x-delayed-retry-* is one rule per queue, headers have no effect",
-        "a place of the prefetch while it waits; a crash ends the delay at once",
+        "a place of the prefetch while it waits; closing or a crash ends the delay at once, and"
+        " counts all attempts that failed so far as one",
     ),
     G.DEAD_LETTER: (
         "sent to the dead-letter topic, confirmed, then acked",
@@ -99,7 +100,8 @@ EMULATED: dict[Guarantee, tuple[str, str, str]] = {
         "as dead_letter.explicit",
     ),
     G.DEAD_LETTER_REASON: (
-        "anymq-dead-* headers; for letters that RabbitMQ moved they are read from x-death",
+        "anymq-dead-* headers; for letters that RabbitMQ moved they are read from x-death and from"
+        " the routing key that the queue gives them",
         SEEN,
         "four headers on a letter",
     ),

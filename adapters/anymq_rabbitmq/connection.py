@@ -118,11 +118,15 @@ class Connection:
                 self._scheduled = True  # under the lock: afterwards the loop may be closed
                 self.native.ioloop.add_callback_threadsafe(self._drain)
 
-    def on_end(self, end: Callable[[AnymqError], None]) -> None:
-        """I/O thread: call `end` when the connection is lost."""
+    def open_channel(
+        self, on_open: Callable[[Any], None], end: Callable[[AnymqError], None]
+    ) -> None:
+        """I/O thread: a new channel. `end` is called when the connection is lost, or is already."""
         self._ends[end] = None
         if self.lost:
             end(self.lost)
+        elif self.native.is_open:  # else it is closing, and `end` follows
+            self.native.channel(on_open_callback=on_open)
 
     def forget(self, end: Callable[[AnymqError], None]) -> None:
         """I/O thread: `end` is over."""
@@ -147,12 +151,7 @@ class Connection:
             channel.add_on_close_callback(lambda _, error: end(error))
             getattr(channel, method)(callback=on_answer, **arguments)
 
-        def begin() -> None:
-            self.on_end(end)
-            if not self.lost:
-                self.native.channel(on_open_callback=on_channel)
-
-        self.run(begin)
+        self.run(lambda: self.open_channel(on_channel, end))
         return self.wait(answer, ANSWER)
 
     def wait(self, answer: Future[Any], timeout: float) -> Any:

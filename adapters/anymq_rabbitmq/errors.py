@@ -79,6 +79,16 @@ def refused(error: BaseException, what: str, place: str) -> AnymqError:
     return found
 
 
+def session_over(error: AnymqError, what: str) -> AnymqError:
+    """A channel that the broker closed ends the session, like a lost connection: the one who
+    connects again learns what is wrong with `what`."""
+    if isinstance(error, ConnectionLostError):
+        return error
+    found = ConnectionLostError(f"RabbitMQ closed the channel of {what}: {error}")
+    found.__cause__ = error
+    return found
+
+
 def describe(error: BaseException) -> str:
     """One line that says something, where str(error) may be empty or a tuple."""
     if isinstance(error, (pika.ChannelClosedByBroker, pika.ConnectionClosedByBroker)):

@@ -64,9 +64,7 @@ class RabbitReceiver(Receiver):
     # starting and ending, on the I/O thread
 
     def _on_begin(self) -> None:
-        self._connection.on_end(self._on_end)
-        if not self._connection.lost:
-            self._connection.native.channel(on_open_callback=self._on_channel)
+        self._connection.open_channel(self._on_channel, self._on_end)
 
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
@@ -93,7 +91,8 @@ class RabbitReceiver(Receiver):
                 " or moved, or a delivery was held longer than the consumer timeout"
             )
         )
-        self._channel.close()
+        if self._channel.is_open:  # else we are closing it
+            self._channel.close()
 
     def _on_end(self, error: AnymqError) -> None:
         """Once, for whatever comes first."""
@@ -101,22 +100,18 @@ class RabbitReceiver(Receiver):
         if not self._started.done():
             self._started.set_exception(error)
             self._end_claim(error)
+        elif self._closing:
+            self._end_claim(self._closed())
         elif not self._claim.ended:
-            if not isinstance(error, ConnectionLostError) and not self._closing:
-                cause, error = (
-                    error,
-                    ConnectionLostError(
-                        f"RabbitMQ closed the channel of queue {self._queue!r}: {error}"
-                    ),
-                )
-                error.__cause__ = cause
-            self._end_claim(error)
-            if not self._closing:
-                self._told(self._claim)
+            self._end_claim(errors.session_over(error, f"queue {self._queue!r}"))
+            self._told(self._claim)
+
+    def _closed(self) -> AnymqError:
+        return ClosedError(f"the receiver of {self._claim.name} is closed")
 
     def _end_claim(self, error: AnymqError) -> None:
         with self._ready:
-            self._claim.ended = error
+            self._claim.ended = self._claim.ended or error
             self._buffer.clear()
             self._unsettled.clear()
             asked, self._asked = self._asked, set()
@@ -133,7 +128,7 @@ class RabbitReceiver(Receiver):
         self._order.append(tag)
         self._unsettled[tag] = True
         delivery = Delivery(
-            decode(properties, body),
+            decode(properties, body, method.routing_key),
             tag,
             self._claim,
             attempt(method.redelivered, properties.headers or NO_HEADERS),
@@ -328,13 +323,13 @@ class RabbitReceiver(Receiver):
             except ConnectionLostError:
                 pass  # it went first, and gave everything back
         if not self._claim.ended:
-            self._end_claim(ClosedError(f"{self._claim.name} is closed"))
+            self._end_claim(self._closed())
 
     def _on_close(self) -> None:
         if self._claim.ended:
             self._finished.set()
         elif self._lane:
-            private.close_uncancelled(self._channel, self._consumer_tag)
+            self._close_channel()
         else:
             private.cancel(self._channel, self._consumer_tag, self._on_cancelled)
 
@@ -347,4 +342,9 @@ class RabbitReceiver(Receiver):
         self._buffer.clear()
         mine = [tag for tag in untouched if self._unsettled.pop(tag, False)]
         self._give_back(mine, self._channel.basic_nack)
+        self._close_channel()
+
+    def _close_channel(self) -> None:
+        """The claim ends first: pika raises for a late ack on a channel that is closing."""
+        self._end_claim(self._closed())
         private.close_uncancelled(self._channel, self._consumer_tag)

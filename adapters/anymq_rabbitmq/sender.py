@@ -11,7 +11,6 @@ from anymq.spi import (
     STORED,
     AnymqError,
     ClosedError,
-    ConnectionLostError,
     Done,
     Message,
     Sender,
@@ -164,9 +163,7 @@ class RabbitSender(Sender):
             channel.confirm_delivery(self._on_confirm, callback=ready.set_result)
 
         self._end_with_connection = end
-        self._connection.on_end(end)
-        if not self._connection.lost:
-            self._connection.native.channel(on_open_callback=on_channel)
+        self._connection.open_channel(on_channel, end)
 
     def _on_write(self, entry: Batch, writes: list[bytes], marks: list[int]) -> None:
         self._waiting.update(dict.fromkeys(range(entry.first, entry.last + 1), entry))
@@ -246,7 +243,7 @@ class RabbitSender(Sender):
     def _end(self, error: AnymqError, within: str = "") -> None:
         if self._ended is None:
             if not isinstance(error, ClosedError):
-                error = _session_over(error, str(self._route))
+                error = errors.session_over(error, str(self._route))
             self._ended = error
         self._give_up(self._ended, within)
         self._on_progress()
@@ -269,12 +266,3 @@ def _unknown(text: str, cause: BaseException | None = None) -> SendOutcome:
     error = SendUnknownError(text)
     error.__cause__ = cause
     return SendOutcome(Status.UNKNOWN, error)
-
-
-def _session_over(error: AnymqError, route: str) -> AnymqError:
-    """A channel that the broker closed is the end of the session, like a lost connection."""
-    if isinstance(error, ConnectionLostError):
-        return error
-    found = ConnectionLostError(f"RabbitMQ closed the channel that sends to {route}: {error}")
-    found.__cause__ = error
-    return found

@@ -7,6 +7,7 @@ are not UTF-8 (surrogateescape), and finds what is too long before anything is o
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -48,6 +49,7 @@ PERSISTENT = b"\x02"
 BASIC, END = 60, b"\xce"
 TIME, KEY, EXPIRES = b"\x0aanymq-timel", b"\x09anymq-keyS", b"\x0danymq-expiresl"
 REASONS = {"delivery_limit": "broker_limit"}
+EPITAPH = re.compile(r"(\S+/\S+) (\d+)")
 
 
 class Encoder:
@@ -155,7 +157,7 @@ def _short(what: str, text: str) -> bytes:
     return bytes((len(raw),)) + raw
 
 
-def decode(properties: Any, body: bytes) -> Message:
+def decode(properties: Any, body: bytes, routing_key: str = "") -> Message:
     """What pika delivers, as a message. Never fails: what is foreign becomes readable text."""
     table = properties.headers or NO_HEADERS
     ident, stamp, key = properties.message_id, table.get("anymq-time"), table.get("anymq-key")
@@ -175,7 +177,7 @@ def decode(properties: Any, body: bytes) -> Message:
         expires: Any = table.get("anymq-expires")
         message.expires = expires / 1000 if isinstance(expires, int) else None
     if "x-death" in table and "anymq-dead-reason" not in table:
-        message.headers = {**message.headers, **_burial(table)}
+        message.headers = {**message.headers, **_burial(table, routing_key)}
     return message
 
 
@@ -235,13 +237,22 @@ def _seconds(native: Any) -> float | None:
     return float(native) if isinstance(native, int) else None
 
 
-def _burial(table: Mapping[str, Any]) -> dict[str, str]:
-    """anymq's headers for a letter that the broker itself moved."""
+def _burial(table: Mapping[str, Any], routing_key: str) -> dict[str, str]:
+    """anymq's headers for a letter that the broker itself moved. Where its queue is anymq's, the
+    routing key tells what topology.epitaph() has put there."""
     reason = text(table.get("x-first-death-reason", "unknown"))
     found = {
         "anymq-dead-reason": REASONS.get(reason, reason),
         "anymq-dead-origin": text(table.get("x-first-death-queue", "unknown")),
     }
-    if reason in REASONS and "x-delivery-count" in table:
-        found["anymq-dead-attempts"] = text(table["x-delivery-count"])
+    told = EPITAPH.fullmatch(routing_key)
+    if told:
+        found["anymq-dead-origin"] = told[1]
+        if reason in REASONS:
+            found["anymq-dead-attempts"] = told[2]
+    deaths = table["x-death"]
+    if isinstance(deaths, list) and deaths and isinstance(deaths[-1], dict):
+        when = deaths[-1].get("time")
+        if isinstance(when, datetime):
+            found["anymq-dead-time"] = when.isoformat(timespec="milliseconds")
     return found

@@ -19,7 +19,6 @@ from anymq.errors import (
     AnymqError,
     ClosedError,
     ConfigError,
-    DecodeError,
     PlannedError,
     RequirementError,
     UnsupportedError,
@@ -178,7 +177,7 @@ class Broker:
         max_in_flight_bytes: int | None = None,
         max_hold: float = 3600.0,
         on_refused: OnRefused | None = None,
-        not_retryable: tuple[type[Exception], ...] = (DecodeError,),
+        not_retryable: tuple[type[Exception], ...] = (),
     ) -> Consumer:
         """A consumer of a subscription, given as one or as "topic/subscription".
 
@@ -187,7 +186,8 @@ class Broker:
         max_in_flight_bytes  the same in bytes of their bodies; a single one is always handed out
         max_hold             seconds after which the lease of a delivery is not extended any more
         on_refused           called with the settlements that came too late, and why
-        not_retryable        exceptions that send a delivery to the dead letters at once
+        not_retryable        exceptions that send a delivery to the dead letters at once, beside
+                             DecodeError
 
         Raises NotFoundError, UnsupportedError for an option that the broker cannot keep."""
         self._usable()

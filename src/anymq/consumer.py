@@ -57,7 +57,7 @@ class Consumer:
         max_in_flight_bytes: int | None = None,
         max_hold: float = 3600.0,
         on_refused: OnRefused | None = None,
-        not_retryable: tuple[type[Exception], ...] = (DecodeError,),
+        not_retryable: tuple[type[Exception], ...] = (),
     ) -> None:
         self.subscription = subscription
         self.capabilities = capabilities
@@ -66,7 +66,7 @@ class Consumer:
         self._max_in_flight = max_in_flight
         self._max_bytes = max_in_flight_bytes
         self._max_hold = max_hold
-        self._not_retryable = not_retryable
+        self._not_retryable: tuple[type[Exception], ...] = (DecodeError, *not_retryable)
         self._leased = capabilities.has(Guarantee.LEASE_EXTEND)
         self._lanes = Lanes() if subscription.ordered else None
         # Without lanes and limits the next delivery needs no lock.
@@ -79,6 +79,7 @@ class Consumer:
         self._retries: list[tuple[float, int, Delivery]] = []  # nacked with a delay, kept here
         self._retry_numbers = itertools.count()
         self._parking = 0  # letters on their way
+        self._blocked = False  # a letter was not stored: hand out nothing more
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
         self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
@@ -146,7 +147,7 @@ class Consumer:
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
-        if not (self._buffer or self._retries):
+        if self._blocked or not (self._buffer or self._retries):
             return []
         if self._max_in_flight is not None:
             limit = min(limit, self._max_in_flight - len(self._held))
@@ -292,16 +293,17 @@ class Consumer:
         attempts = self.subscription.max_attempts
         if attempts is not None and (delivery.attempt or 1) >= attempts:
             self._park(delivery, "max_attempts", error)
-        elif delay > self.capabilities.limits.nack_delay:
+        elif delay > self.capabilities.limits.nack_delay or type(delivery) is _Held:
             self._hold(delivery, delay)
         else:
-            self._return(
-                delivery, lambda mine: self._settling.report(self._receiver.nack(mine, delay))
-            )
+            self._return(delivery, lambda mine: self._failed(mine, delay))
 
     def release(self, delivery: Delivery) -> None:
         """See Delivery.release()."""
-        self._return(delivery, self._receiver.release)
+        if type(delivery) is _Held:
+            self._return(delivery, self._failed)
+        else:
+            self._return(delivery, self._receiver.release)
 
     def dead_letter(
         self, delivery: Delivery, reason: str, error: BaseException | None = None
@@ -373,10 +375,11 @@ class Consumer:
             )
 
     def _hold(self, delivery: Delivery, delay: float) -> None:
-        """Keep it, and its lane, until it is due; then hand it out again."""
+        """Keep it, and its lane, until it is due; then hand it out again. What was once kept is
+        kept at each nack, for the broker does not know of the attempts that failed here."""
         if not self._claim_settlement(delivery):
             return
-        again = Delivery(
+        again = _Held(
             delivery.message,
             delivery.handle,
             delivery.claim,
@@ -449,7 +452,14 @@ class Consumer:
             self._acks.append(delivery)
             self._upkeep_wake.set()
         else:
-            self._receiver.nack([delivery], 0.0)
+            log.error(
+                "the dead letter of message %s of %s was not stored, the message comes again: %s",
+                delivery.message.id,
+                self.subscription,
+                failure,
+            )
+            self._blocked = True
+            self._failed([delivery])
             self._fail(failure)
         self._freed(delivery)
         with self._lock:
@@ -536,11 +546,17 @@ class Consumer:
             left = [d for d in list(self._held) if self._lose(d)] + list(self._buffer)
             self._buffer.clear()
             failed = [retry[2] for retry in self._retries]
+            failed += [d for d in left if type(d) is _Held]
+            left = [d for d in left if type(d) is not _Held]
             self._retries.clear()
         if failed:
-            self._settling.report(self._receiver.nack(failed, 0.0))
+            self._failed(failed)
         if left:
             self._receiver.release(left)
+
+    def _failed(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+        """Back to the broker, counted as attempts."""
+        self._settling.report(self._receiver.nack(deliveries, delay))
 
     @property
     def closed(self) -> bool:
@@ -556,3 +572,10 @@ class Consumer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Held(Delivery):
+    """A delivery that is handed out again by the consumer. However often that was, the broker
+    learns of one failed attempt: when it is given back, or its consumer dies."""
+
+    __slots__ = ()

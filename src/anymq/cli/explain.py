@@ -111,8 +111,7 @@ def timeline(title: str, events: Sequence[Event]) -> RenderableType:
             grid.add_row(*_row("", "", Text(f"... {left_out} more steps ...", "dim"), lanes))
         style = "bold red" if step.fault else "italic dim" if step.note else ""
         style = style or colours.get(step.who, "")
-        text = step.text.replace("attempt ", "attempt\u00a0")
-        text = f"{report.BROKER}: {text}" if step.who == report.BROKER else text
+        text = f"{report.BROKER}: {step.text}" if step.who == report.BROKER else step.text
         who = f"{step.who} {report.role(step.who)}".strip()
         lane = step.who if step.who in lanes else ""
         cells = _row(lane, who, Text(text, style), lanes)

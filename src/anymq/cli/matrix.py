@@ -8,6 +8,7 @@ from itertools import groupby
 from textwrap import shorten
 
 from rich import box
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
@@ -142,8 +143,7 @@ def glance(matrix: Matrix) -> RenderableType:
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     grid.add_column("", no_wrap=True)
     for column in matrix.columns:
-        grid.add_column(column.name, no_wrap=True)
-    grid.add_column("", no_wrap=True, overflow="ellipsis")
+        grid.add_column(column.name, overflow="fold")
     for name, members in families(matrix.contracts):
         grid.add_row(name, *(_strip(matrix, column, members) for column in matrix.columns))
     totals = {column.name: _totals(matrix, column) for column in matrix.columns}
@@ -151,8 +151,20 @@ def glance(matrix: Matrix) -> RenderableType:
     grid.add_row()
     for outcome in seen:
         counts = [str(totals[column.name][outcome] or "") for column in matrix.columns]
-        grid.add_row(screen.badge(outcome), *counts, Text(screen.LEGEND[outcome], "dim"))
-    return grid
+        grid.add_row(screen.badge(outcome), *counts)
+    return Group(grid, Text(""), _legend(seen))
+
+
+def _legend(outcomes: Sequence[Outcome]) -> RenderableType:
+    """What the outcomes that occur mean."""
+    parts = [
+        Text.assemble(
+            (SYMBOL[one], screen.STYLE[one]),
+            (f" {screen.LEGEND[one]}", "dim"),
+        )
+        for one in outcomes
+    ]
+    return Columns(parts, padding=(0, 3, 0, 0))
 
 
 def _strip(matrix: Matrix, column: Column, members: Sequence[Contract]) -> Text:

@@ -8,6 +8,7 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Hashable, Iterable
+from datetime import UTC, datetime
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
 
@@ -272,6 +273,9 @@ class MemoryBroker:
             "anymq-dead-reason": "broker_limit",
             "anymq-dead-origin": str(origin),
             "anymq-dead-attempts": str(entry.attempts),
+            "anymq-dead-time": datetime.fromtimestamp(self.clock.time(), UTC).isoformat(
+                timespec="milliseconds"
+            ),
         }
         for queue in self.topics.get(str(origin.dead_topic), {}).values():
             queue.put((letter,))

@@ -3,6 +3,7 @@
     pytest --pyargs anymq.testing --anymq-url myscheme://host    the suite against one broker
 
 history    what happened in a run, as events
+findings   the anomalies that a history can show
 checker    one pass over a history that names every anomaly in it
 contract   @contract and the registry of cases
 scenario   what a case works with

@@ -7,91 +7,14 @@ Everything is always counted; which counts matter is for the caller to say.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from dataclasses import dataclass
 
+from anymq.testing.findings import Judgement
 from anymq.testing.history import OUTCOMES, SETTLED, Event, Kind
+from anymq.testing.streams import Holders, Order
 
-EXAMPLES = 8
-
-CLASSES = {
-    "lost_prefix": "stored, never delivered, and earlier than anything delivered of its stream",
-    "lost_middle": "stored, never delivered, though later ones of its stream were",
-    "lost_postfix": "stored, never delivered, nor anything after it",
-    "ghost": "delivered where nobody sent it",
-    "stored_though_failed": "reported as certainly not stored, and delivered",
-    "unanswered": "a send that never got an outcome",
-    "altered": "delivered with another body, key or headers than it was sent with",
-    "after_nack": "again because it was nacked",
-    "after_release": "again because it was released",
-    "after_lease": "again because the lease had run out",
-    "after_crash": "again because its consumer died",
-    "after_close": "again because its consumer closed without settling it",
-    "after_fault": "again after a fault of the broker or of the connection",
-    "after_resend": "again because it was sent again",
-    "after_ack": "again although it was acked",
-    "unexplained": "again for no reason that the history knows",
-    "inversion": "first delivered after a later one of its stream",
-    "concurrent": "delivered while another consumer holds a message of its key",
-    "overtaking": "delivered or acked while an earlier one of its key was nacked and not yet back",
-    "attempt_gap": "the attempt number is not the previous one plus one",
-    "beyond_max": "delivered more often than max_attempts",
-    "letter_missing": "should be in the dead letters and is not",
-    "letter_and_processed": "acked, and in the dead letters too",
-    "letter_duplicated": "in the dead letters more than once",
-    "early": "delivered before it was due",
-    "late": "delivered later than due plus the tolerance",
-}
-GROUPS = {
-    "lost": ("lost_prefix", "lost_middle", "lost_postfix"),
-    # for no reason that the consumer gave
-    "duplicate": ("after_ack", "after_lease", "after_close", "unexplained"),
-    "redelivered": (
-        *("after_nack", "after_release", "after_lease", "after_crash", "after_close"),
-        *("after_fault", "after_resend", "after_ack", "unexplained"),
-    ),
-}
-NEVER = ("ghost", "altered", "stored_though_failed")  # no broker may do this, whatever it declares
-
-
-@dataclass(slots=True)
-class Finding:
-    """One class of anomaly: how often, and the events that witness the first few."""
-
-    name: str
-    count: int = 0
-    worst: float = 0.0  # displacement of an inversion, seconds early or late
-    examples: list[list[Event]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        worst = f" (worst {self.worst:.3g})" if self.worst else ""
-        return f"{self.count} {self.name}{worst}: {CLASSES[self.name]}"
-
-
-class Judgement:
-    """What the checker found, by class, and how much there was to judge."""
-
-    def __init__(self) -> None:
-        self.findings = {name: Finding(name) for name in CLASSES}
-        self.exercised: dict[str, int] = {}
-
-    def add(self, name: str, *events: Event | None, worst: float = 0.0) -> None:
-        finding = self.findings[name]
-        finding.count += 1
-        finding.worst = max(finding.worst, worst)
-        if len(finding.examples) < EXAMPLES:
-            finding.examples.append([event for event in events if event])
-
-    def saw(self, what: str, count: int = 1) -> None:
-        self.exercised[what] = self.exercised.get(what, 0) + count
-
-    def named(self, *names: str) -> list[Finding]:
-        """The findings of these classes or groups of classes that are not empty."""
-        wanted = [one for name in names for one in GROUPS.get(name, (name,))]
-        return [self.findings[one] for one in wanted if self.findings[one].count]
-
-    def count(self, *names: str) -> int:
-        return sum(finding.count for finding in self.named(*names))
+_ANSWERED_FOR = (Kind.STORED, Kind.PASSED)
+_UNHANDLED = ("after_release", "after_lane", "after_close")
 
 
 @dataclass(slots=True)
@@ -145,8 +68,8 @@ class _Checker:
         self.unconfirmed: dict[str, list[_State]] = {}  # by consumer
         self.ended: dict[str, Event] = {}  # consumers that crashed or closed
         self.fault: Event | None = None
-        self.order = _Order(self.found)
-        self.holders = _Holders(self.found)
+        self.order = Order(self.found)
+        self.holders = Holders(self.found)
         self.steps: dict[Kind, Callable[[Event], None]] = {
             Kind.SEND: self._send,
             Kind.RECEIVED: self._received,
@@ -187,13 +110,15 @@ class _Checker:
         sent = self.sent.get((event.where.partition("/")[0], event.id))
         self._judge_origin(event, sent)
         self._judge_time(event, state, sent)
+        cause = ""
         if state.last is None:
             self.order.first(event, sent.event if sent else None)
         else:
             self.found.saw("redelivered")
-            self.found.add(self._cause(event, state, sent), state.last, state.settled, event)
+            cause = self._cause(event, state, sent)
+            self.found.add(cause, state.last, state.settled, event)
             self.holders.drop(state.last)
-        self._judge_attempt(event, state)
+        self._judge_attempt(event, state, cause)
         self.order.delivered(event)
         self.holders.take(event)
         state.deliveries += 1
@@ -219,11 +144,13 @@ class _Checker:
         elif event.at > due + self.tolerance:
             self.found.add("late", state.settled, event, worst=event.at - due)
 
-    def _judge_attempt(self, event: Event, state: _State) -> None:
+    def _judge_attempt(self, event: Event, state: _State, cause: str) -> None:
         if event.attempt is not None:
             self.found.saw("counted")
             before = state.last.attempt if state.last else 0
-            if before is not None and event.attempt != before + 1:
+            counted = event.attempt - before if before is not None else 1
+            # what was given back unhandled may be counted or not
+            if counted != 1 and not (counted == 0 and cause in _UNHANDLED):
                 self.found.add("attempt_gap", state.last, event)
         if self.max_attempts is not None and state.deliveries >= self.max_attempts:
             self.found.add("beyond_max", state.last, event)
@@ -240,6 +167,8 @@ class _Checker:
             return "after_resend"
         if state.confirmed:
             return "after_ack"
+        if not settled and self.order.taken_along(last):
+            return "after_lane"
         if self.fault and self.fault.at >= last.at:
             return "after_fault"
         end = self.ended.get(last.who)
@@ -340,102 +269,3 @@ class _Checker:
                 self.found.add("letter_missing", state.last, state.letter_due)
             if state.letters and state.acked:
                 self.found.add("letter_and_processed", state.last, state.acked)
-
-
-_ANSWERED_FOR = (Kind.STORED, Kind.PASSED)
-
-
-class _Order:
-    """Order within a stream: what one producer sent with one key, seen by one subscription."""
-
-    def __init__(self, found: Judgement) -> None:
-        self.found = found
-        self.keys: set[tuple[str, str | None]] = set()
-        self.newest: dict[tuple[str, str, str | None], Event] = {}  # highest seq, first deliveries
-        self.seqs: dict[tuple[str, str | None], tuple[str, int]] = {}  # id -> producer, seq
-        self.back: dict[tuple[str, str, str | None], list[int]] = {}  # given back, not yet again
-
-    def first(self, event: Event, sent: Event | None) -> None:
-        if sent is None or sent.seq is None:
-            return
-        self.keys.add((event.where, event.key))
-        self.seqs[(event.where, event.id)] = (sent.who, sent.seq)
-        stream = (event.where, sent.who, sent.key)
-        newest = self.newest.get(stream)
-        before = self._seq(newest)
-        if before is not None and before > sent.seq:
-            self.found.add("inversion", newest, event, worst=before - sent.seq)
-        else:
-            self.newest[stream] = event
-
-    def delivered(self, event: Event) -> None:
-        self._overtakes(event, event)
-
-    def acked(self, event: Event, delivery: Event) -> None:
-        self._overtakes(event, delivery)
-
-    def went_back(self, event: Event, delivery: Event) -> None:
-        seq = self._seq(delivery)
-        if seq is not None and event.key is not None:
-            heappush(self.back.setdefault(self._stream(delivery), []), seq)
-
-    def _overtakes(self, event: Event, delivery: Event) -> None:
-        """Is an earlier message of this key given back and not yet delivered again?"""
-        if delivery.key is None:
-            return
-        seq, waiting = self._seq(delivery), self.back.get(self._stream(delivery))
-        if seq is None or not waiting:
-            return
-        if event is delivery and seq in waiting[:1]:
-            heappop(waiting)
-        elif waiting[0] < seq:
-            self.found.add("overtaking", event)
-        elif event is delivery and seq in waiting:  # an earlier one came out of turn
-            waiting.remove(seq)
-
-    def _stream(self, delivery: Event) -> tuple[str, str, str | None]:
-        producer, _ = self.seqs.get((delivery.where, delivery.id), ("", 0))
-        return (delivery.where, producer, delivery.key)
-
-    def _seq(self, delivery: Event | None) -> int | None:
-        if delivery is None:
-            return None
-        return self.seqs.get((delivery.where, delivery.id), ("", None))[1]
-
-
-class _Holders:
-    """Who holds unsettled deliveries of which key."""
-
-    def __init__(self, found: Judgement) -> None:
-        self.found = found
-        self.held: dict[tuple[str, str], dict[str, dict[str | None, Event]]] = {}
-        self.of: dict[str, set[tuple[str, str]]] = {}  # the keys that a consumer ever held
-
-    def take(self, event: Event) -> None:
-        if event.key is None:
-            return
-        holders = self.held.setdefault((event.where, event.key), {})
-        for who, deliveries in holders.items():
-            self._expire(deliveries, event.at)
-            if who != event.who and deliveries:
-                self.found.add("concurrent", next(iter(deliveries.values())), event)
-        holders.setdefault(event.who, {})[event.id] = event
-        self.of.setdefault(event.who, set()).add((event.where, event.key))
-
-    def drop(self, delivery: Event) -> None:
-        if delivery.key is not None:
-            holders = self.held.get((delivery.where, delivery.key), {})
-            holders.get(delivery.who, {}).pop(delivery.id, None)
-
-    def gone(self, who: str) -> None:
-        for key in self.of.pop(who, ()):
-            self.held[key].pop(who, None)
-
-    def _expire(self, deliveries: dict[str | None, Event], now: float) -> None:
-        """The oldest first: those whose lease has run out are not held any more."""
-        while deliveries:
-            oldest = next(iter(deliveries))
-            until = deliveries[oldest].until
-            if until is None or until > now:
-                return
-            del deliveries[oldest]

@@ -1,7 +1,8 @@
 """A consumer that can be killed with all that it holds.
 
-`python -m anymq.testing.child URL SUBSCRIPTION OPTIONS` (both JSON) is the process: it obeys one
-JSON command per line of its input, answers each with one line, and dies when its input ends.
+`python -m anymq.testing.child` is the process. The first line of its input says what to consume
+(not its arguments: those are for everybody to read, and a URL has a password); each further line
+is a command, answered with one line; all in JSON. It dies when its input ends.
 """
 
 from __future__ import annotations
@@ -64,6 +65,12 @@ class Child(ABC):
     def nack(self, deliveries: Sequence[Event]) -> None:
         self._settle("nack", deliveries)
 
+    def dead_letter(self, deliveries: Sequence[Event]) -> None:
+        """Begin to park them; returns before it is done, so that it can be killed meanwhile."""
+        for event in deliveries:
+            self.history.add(Kind.DEAD_LETTER, self.name, self._where, id=event.id, key=event.key)
+        self._do({"do": "dead_letter", "ids": [event.id for event in deliveries]})
+
     def _settle(self, verb: str, deliveries: Sequence[Event]) -> None:
         for event in deliveries:
             self.history.add(VERBS[verb], self.name, self._where, id=event.id, key=event.key)
@@ -93,12 +100,12 @@ class ProcessChild(Child):
     """A process of its own, ended by SIGKILL."""
 
     def _open(self, url: str, subscription: Subscription, options: dict[str, Any]) -> None:
-        wanted = json.dumps(_subscription_to_dict(subscription))
-        command = [sys.executable, "-m", "anymq.testing.child", url, wanted, json.dumps(options)]
+        command = [sys.executable, "-m", "anymq.testing.child"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._answer()  # it is connected
+        wanted = _subscription_to_dict(subscription)
+        self._do({"url": url, "subscription": wanted, "options": options})  # it is connected
 
     def _do(self, command: dict[str, Any]) -> list[dict[str, Any]]:
         self._pipe(self._process.stdin).write(json.dumps(command) + "\n")
@@ -157,6 +164,10 @@ class _Worker:
     def obey(self, command: dict[str, Any]) -> list[dict[str, Any]]:
         if command["do"] == "take":
             return self._take(command["n"], command["within"])
+        if command["do"] == "dead_letter":
+            for name in command["ids"]:
+                self.held.pop(name).dead_letter("on purpose")
+            return []
         for name in command["ids"]:
             getattr(self.held.pop(name), command["do"])()
         self.consumer.flush(10.0)
@@ -197,16 +208,17 @@ def _subscription_from_dict(fields: dict[str, Any]) -> Subscription:
     return Subscription(**fields)
 
 
-def main(url: str, subscription: str, options: str) -> None:
-    broker = anymq.connect(url)
-    wanted = _subscription_from_dict(json.loads(subscription))
-    worker = _Worker(broker.consumer(wanted, **json.loads(options)))
-    _say({"taken": []})
-    for line in sys.stdin:
-        try:
+def main() -> None:
+    first = json.loads(sys.stdin.readline())
+    try:
+        broker = anymq.connect(first["url"])
+        subscription = _subscription_from_dict(first["subscription"])
+        worker = _Worker(broker.consumer(subscription, **first["options"]))
+        _say({"taken": []})
+        for line in sys.stdin:
             _say({"taken": worker.obey(json.loads(line))})
-        except anymq.AnymqError as error:
-            _say({"error": f"{type(error).__name__}: {error}"})
+    except anymq.AnymqError as error:
+        _say({"error": f"{type(error).__name__}: {error}"})
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -215,4 +227,4 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

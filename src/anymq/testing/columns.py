@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from anymq import registry
@@ -180,6 +181,8 @@ def _server(column: Column) -> str:
 
     try:
         with anymq.connect(column.url) as broker:
+            if column.in_process:
+                return f"anymq {version('anymq')}"
             return broker.server or column.name
     except AnymqError as error:
         column.close()

@@ -53,6 +53,7 @@ class Contract:
 
     guarantee     whose level decides how the case is judged; None: UNIVERSAL, holds everywhere
     topic, subscription   portable options of the objects that the case works with
+    wish          options of the subscription that are left out where the broker does not have them
     needs         what must be possible with the broker itself: the keys of NEEDS. It gets a broker
                   of its own for that. `wants`: the same, but it runs without where it must.
     depends       guarantees without which there is nothing to try; where one is not usable, the
@@ -69,6 +70,7 @@ class Contract:
     case: Case
     topic: Mapping[str, Any] = field(default_factory=dict)
     subscription: Mapping[str, Any] = field(default_factory=dict)
+    wish: Mapping[str, Any] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
     wants: frozenset[str] = frozenset()
     depends: tuple[Guarantee, ...] = ()

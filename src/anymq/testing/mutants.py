@@ -110,14 +110,14 @@ class StoresTwice(Counting):
 
 @mutant("ORD-01")
 class Reorders(Queue):
-    """It swaps two messages in a hundred."""
+    """It swaps two messages of each batch."""
 
     def put(self, batch: Iterable[Message]) -> None:
         super().put(batch)
         with self.lock:
             ready = self.levels[0]
             if len(ready) > 10:
-                ready[3], ready[7] = ready[7], ready[3]
+                ready[-2], ready[-7] = ready[-7], ready[-2]
 
 
 @mutant("PAY-01")
@@ -485,3 +485,72 @@ class IgnoresConflicts(MemoryBroker):
         if isinstance(what, Subscription) and what.name in self.topics.get(str(what.topic), {}):
             return
         super().provision(what, mode)
+
+
+# dead letters and retries
+
+
+@mutant("DLQ-10")
+class ParksTheUnhandled(Queue):
+    """Its own limit of deliveries is the limit of attempts."""
+
+    def give_back(self, entry: Entry) -> None:
+        if entry.attempts >= (self.subscription.max_attempts or entry.attempts + 1):
+            self.broker.park(self.subscription, entry)
+        else:
+            super().give_back(entry)
+
+
+@mutant("DLQ-12")
+class DropsAtItsLimit(MemoryBroker):
+    """What reaches its own limit of deliveries is dropped."""
+
+    def park(self, origin: Subscription, entry: Entry) -> None:
+        pass
+
+
+@mutant("DLQ-12")
+class HasNoLimit(Queue):
+    """It delivers for ever, whatever the limit."""
+
+    def give_back(self, entry: Entry) -> None:
+        attempts, entry.attempts = entry.attempts, 0
+        super().give_back(entry)
+        entry.attempts = attempts
+
+
+@mutant("DLQ-02")
+class WearsOutLetters(Queue):
+    """A dead letter is gone after twenty looks at it."""
+
+    def give_back(self, entry: Entry) -> None:
+        if entry.attempts <= 20 or "anymq-dead-reason" not in entry.message.headers:
+            super().give_back(entry)
+
+
+@mutant("RTY-01")
+class DelaysInTurn(Queue):
+    """A short delay waits for a longer one that began before."""
+
+    def postpone(self, entry: Entry, delay: float) -> None:
+        latest = max((due for due, _ in self.delayed), default=0.0)
+        super().postpone(entry, max(delay, latest - self.clock.monotonic()))
+
+
+@mutant("RTY-01")
+class DelaysWithoutCounting(Queue):
+    """A nack with a delay is no attempt."""
+
+    def postpone(self, entry: Entry, delay: float) -> None:
+        super().postpone(entry, delay)
+        entry.attempts -= 1
+
+
+@mutant("RTY-01")
+class ClosesOnTheDelayed(MemoryReceiver):
+    """What waits for its delay is gone when the consumer closes."""
+
+    def close(self, timeout: float) -> None:
+        super().close(timeout)
+        with self.queue.lock:
+            self.queue.delayed.clear()

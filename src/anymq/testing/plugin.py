@@ -52,11 +52,26 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
         if file_path != HERE / "contract.py":
             return None
         return AllCases.from_parent(parent, path=file_path)
+    if parent.session.isinitpath(file_path):
+        return None  # named on the command line: see below
+    return _case_file(file_path, parent)
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Collector | None:
+    """pytest takes any Python file that is named on its command line for a test module."""
+    if module_path.parent.name not in ("contract_tests", "contracts"):
+        return None
+    return _case_file(module_path, parent)
+
+
+def _case_file(path: Path, parent: pytest.Collector) -> CaseFile | None:
     from anymq.testing.contract import cases_folder
 
-    if file_path.parent.resolve() != cases_folder().resolve():
+    if path.parent.resolve() != cases_folder().resolve():
         return None
-    return CaseFile.from_parent(parent, path=file_path)
+    return CaseFile.from_parent(parent, path=path)
 
 
 class CaseFile(pytest.File):

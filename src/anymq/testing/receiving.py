@@ -215,8 +215,12 @@ class RecordingConsumer:
         if self.closed:
             return
         self.closed = True
-        if self._thread is not None:
-            self.stop(timeout)
+        try:
+            if self._thread is not None:
+                self.stop(timeout)
+        except BaseException:
+            self.raw.close(0.1)  # what its thread left unsettled will never be
+            raise
         self.raw.close(timeout)
         self.note(Kind.CLOSED)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from anymq.capabilities import PROMISED, Fact
+from anymq.capabilities import PROMISED, Fact, Level
 from anymq.testing.columns import Column, ColumnMissing, Source
 from anymq.testing.contract import NEEDS, Contract
 from anymq.testing.history import Event
@@ -79,7 +79,7 @@ class _Attempt:
         self.seen = scenario.observed
         self.fact = scenario.fact()
         self.level = self.fact.level.value if self.fact else "universal"
-        self.decided = _without_what_it_rests_on(scenario)
+        self.decided = _nothing_to_try(scenario)
         if not self.decided:
             scenario.start()
             self.contract.case(scenario)
@@ -124,10 +124,12 @@ def _impossible(contract: Contract, column: Column) -> Verdict | None:
     return Outcome.NOT_RUN, f"needs {needs}; {column.name} is {column.how}", []
 
 
-def _without_what_it_rests_on(scenario: Scenario) -> Verdict | None:
-    """Where there is nothing to try: differs, or, for a promise, a table that contradicts
-    itself."""
+def _nothing_to_try(scenario: Scenario) -> Verdict | None:
+    """Where there is nothing to try: not run when it is planned; differs when what it rests on
+    cannot be used; unknown when a promise rests on that, for the table contradicts itself."""
     contract, fact = scenario.contract, scenario.fact()
+    if fact is not None and fact.level is Level.PLANNED:
+        return Outcome.NOT_RUN, f"planned: {fact.reason}", []
     for guarantee in contract.depends:
         if scenario.usable(guarantee):
             continue

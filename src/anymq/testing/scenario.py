@@ -8,16 +8,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anymq
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
-from anymq.errors import AnymqError, UnsupportedError
+from anymq.errors import AnymqError, PlannedError, UnsupportedError
 from anymq.message import Message
-from anymq.testing.checker import NEVER, Judgement, check
+from anymq.testing.checker import check
 from anymq.testing.child import Child, ProcessChild, SessionChild
 from anymq.testing.columns import Column
 from anymq.testing.contract import Contract, is_of_topic
+from anymq.testing.findings import NEVER, Judgement
 from anymq.testing.history import Event, History, Kind
 from anymq.testing.receiving import RecordingConsumer, Taken, place
 from anymq.testing.sending import RecordingProducer
@@ -65,7 +67,16 @@ class Scenario:
         self._children: list[Child] = []
         self.broker = self.connect()
         self.topic = Topic(self._tag, **contract.topic)
-        self.subscription = Subscription(self.topic, "work", **contract.subscription)
+        self.subscription = self._wished(Subscription(self.topic, "work", **contract.subscription))
+
+    def _wished(self, plain: Subscription) -> Subscription:
+        """With what the contract would like to have, where it can be had."""
+        wished = replace(plain, **self.contract.wish)
+        try:
+            self.broker.check_use(wished)
+        except (UnsupportedError, PlannedError):
+            return plain
+        return wished
 
     # what is declared
 
@@ -258,6 +269,7 @@ class Scenario:
         deliveries must have been seen. `where`: the subscriptions that must get everything sent
         to their topic."""
         places = [place(s) for s in (where or [self.subscription])]
+        options.setdefault("max_attempts", self.subscription.max_attempts)
         found = check(self.history, where=places, **options)
         for name, always in [(n, True) for n in NEVER] + [(n, False) for n in classes]:
             for finding in found.named(name):

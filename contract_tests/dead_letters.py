@@ -1,0 +1,262 @@
+"""Dead letters: what cannot be handled is parked, whole and with the reason, nothing else is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from anymq import Guarantee, Message
+from anymq.errors import DecodeError
+from anymq.testing.contract import contract
+from anymq.testing.history import Kind
+from anymq.testing.receiving import HandlerError, Taken, ids
+from anymq.testing.scenario import Scenario
+
+PARKED = {"dead_letter": True, "max_attempts": 3}
+LOOKS = 30  # at a letter: more deliveries than any broker's usual limit
+LETTERS = ("letter_missing", "letter_and_processed", "letter_duplicated")
+FIELDS = ("body", "id", "key", "content_type", "correlation_id", "reply_to")
+
+
+@contract("DLQ-01", Guarantee.MAX_ATTEMPTS, subscription=PARKED)
+def parked_after_the_last_attempt(s: Scenario) -> None:
+    """What always fails is handled max_attempts times, then only the dead letters have it."""
+    consumer = s.consumer().start(fail)
+    letters = s.letters()
+    by_one = s.producer().send(10)
+    letters.drain(by_one)
+    consumer.close()
+    in_turn = s.producer().send(5)
+    for _ in range(3):
+        consumer = s.consumer()
+        for taken in consumer.take(5):
+            taken.nack(error=HandlerError("on purpose"))
+        consumer.close()
+    letters.drain(in_turn)
+    s.consumer().drain([], linger=0.5)
+    runs = Counter(ids(s.history.of(Kind.RECEIVED)))
+    # where giving back counts, so does what a closing consumer had got again
+    exact = by_one + in_turn if s.promised(Guarantee.RELEASE_UNCOUNTED) else by_one
+    wrong = [message for message in exact if runs[str(message.id)] != 3]
+    s.expect(not wrong, f"each is handled 3 times, not {sorted(set(runs.values()))}", wrong)
+    s.judge("lost", "beyond_max", *LETTERS, max_attempts=3, at_least=35)
+
+
+@contract("DLQ-02", Guarantee.DEAD_LETTER, subscription={"dead_letter": True, "max_attempts": 1})
+def a_letter_is_the_message(s: Scenario) -> None:
+    """A dead letter has the message's id, body, headers, key, types, time, however often read."""
+    sent = s.producer().send(
+        2,
+        body=bytes(range(256)),
+        keys=["clé"],
+        headers={"tenant": "Grüße 🐇", "x-trace": "1"},
+        timestamp=round(time.time() - 3600, 3),
+        content_type="application/x-test",
+        correlation_id="c-17",
+        reply_to="answers",
+    )
+    consumer = s.consumer()
+    failed, hopeless = consumer.take(2)
+    failed.nack()
+    hopeless.dead_letter("on purpose")
+    consumer.close()
+    letters = s.letters()
+    for look in range(LOOKS):
+        found = letters.take(2)
+        if len(found) < 2:
+            break  # said below
+        differ = [taken for taken in found if not same(taken.message, sent)]
+        s.expect(not differ, f"look {look + 1}: {[t.message for t in differ]} are {sent}", differ)
+        for taken in found:
+            taken.release() if look % 5 == 4 else taken.nack()
+    letters.take(1)
+    letters.close()
+    last = s.letters().drain(sent)
+    s.expect(sorted(ids(last)) == ids(sent), f"both are there after {LOOKS} looks", sent)
+    s.judge("lost", "redelivered", "letter_missing", "letter_and_processed", at_least=2)
+
+
+@contract("DLQ-03", Guarantee.DEAD_LETTER_REASON, subscription=PARKED)
+def a_letter_says_why(s: Scenario) -> None:
+    """The headers of a dead letter tell origin, reason, attempts, error and time."""
+    began = datetime.now(UTC) - timedelta(milliseconds=1)  # what the header rounds off
+    consumer = s.consumer().start(fail)
+    letters = s.letters()
+    failing = s.producer().send(1, headers={"own": "kept", "anymq-dead-reason": "an older one"})
+    told = dead_headers(letters.drain(failing))
+    consumer.close()
+    attempts = {"attempts": "3"} if s.promised(Guarantee.ATTEMPT_COUNT) else {}
+    expected = {"origin": str(s.subscription), "reason": "max_attempts", **attempts}
+    expected["error"] = "HandlerError: on purpose"
+    s.expect(expected.items() <= told.items(), f"{expected} is told: {told}", failing)
+    at = datetime.fromisoformat(told.get("time", "0001-01-01T00:00:00+00:00"))
+    now = datetime.now(UTC)
+    s.expect(began <= at <= now, f"{at} is when, between {began} and {now}", failing)
+
+    explicit = s.producer().send()
+    s.consumer().take()[0].dead_letter("stale price")
+    told = dead_headers(letters.drain(explicit))
+    attempts = {"attempts": "1"} if attempts else {}
+    expected = {"origin": str(s.subscription), "reason": "stale price", **attempts}
+    s.expect(expected.items() <= told.items(), f"{expected} is told: {told}", explicit)
+    s.expect("error" not in told, f"no error is told where there was none: {told}", explicit)
+    s.judge("lost", *LETTERS, max_attempts=3, at_least=2)
+
+
+@contract("DLQ-04", Guarantee.DEAD_LETTER, subscription=PARKED)
+def parked_at_once(s: Scenario) -> None:
+    """dead_letter() parks a message at its first attempt; the others are handled as ever."""
+    consumer = s.consumer()
+    sent = s.producer().send(10)
+    parked: list[Message] = []
+    for taken in consumer.take(10):
+        if len(parked) < 3 and taken.id in ids(sent[::3]):
+            taken.dead_letter("on purpose")
+            parked.append(taken.message)
+        else:
+            taken.ack()
+    consumer.drain([], linger=0.5)
+    found = s.letters().drain(parked)
+    s.expect(sorted(ids(found)) == sorted(ids(parked)), "the letters are these", parked, found)
+    s.exercised("letters", len(found), 3)
+    s.judge("lost", "redelivered", *LETTERS, at_least=10)
+
+
+@contract("DLQ-05", Guarantee.DEAD_LETTER, subscription=PARKED)
+def what_cannot_be_read_is_parked(s: Scenario) -> None:
+    """A body that is not JSON is parked at once; the handler goes on with the next message."""
+    handled: list[Message] = []
+
+    def handle(taken: Taken) -> None:
+        with contextlib.suppress(DecodeError), taken:
+            taken.message.json()
+            handled.append(taken.message)
+
+    consumer = s.consumer(prefetch=1).start(handle)
+    producer = s.producer()
+    bad, good = [], producer.send(1, body=b"{}")
+    for body in (b"{", b"", b"\xff\xfe\x00", b"[" * 100_000):
+        bad += producer.send(1, body=body)
+        good += producer.send(1, body=b'{"read": true}')
+    found = s.letters().drain(bad)
+    s.wait_for(lambda: len(handled) >= len(good), "all that can be read is handled")
+    consumer.close()
+    s.expect(ids(handled) == ids(good), f"handled are {ids(good)}, not {ids(handled)}", good)
+    s.expect(sorted(ids(found)) == sorted(ids(bad)), "parked is what cannot be read", bad, found)
+    reasons = {dead_headers([taken]).get("reason") for taken in found}
+    s.expect(reasons == {"undecodable"}, f"each because undecodable, not {reasons}", found)
+    s.judge("lost", "redelivered", *LETTERS, at_least=len(good) + len(bad))
+
+
+@contract("DLQ-07", Guarantee.DEAD_LETTER_NO_LOSS, subscription=PARKED)
+def never_neither(s: Scenario) -> None:
+    """With nowhere to park, or killed while it parks: each message is a letter or comes again."""
+    producer = s.producer()
+    sent = producer.messages(60)
+    producer.send_many(sent)
+    consumer = s.consumer()
+    taken = consumer.take(20)
+    assert s.subscription.dead_topic is not None
+    s.broker.remove(s.subscription.dead_letters, s.subscription.dead_topic)
+    for each in taken:
+        each.dead_letter("there is nowhere")
+    error = s.error_of(lambda: consumer.take(100))
+    s.expect(error, "the next call tells that a letter was not stored", taken)
+    consumer.close()
+
+    s.provision()
+    for _ in range(2):
+        child = s.child(prefetch=20)
+        child.dead_letter(child.take(20))
+        child.kill()
+    consumer = s.consumer().start(lambda taken: taken.dead_letter("on purpose"))
+    found = s.letters().drain(sent)
+    consumer.close()
+    lost = [message for message in sent if message.id not in ids(found)]
+    s.expect(not lost, f"all are parked in the end, but {len(lost)}", lost)
+    s.judge("lost", "letter_missing", at_least=80)
+
+
+@contract(
+    "DLQ-10",
+    Guarantee.MAX_ATTEMPTS,
+    subscription=PARKED,
+    depends=Guarantee.REDELIVERY_ON_CRASH,
+    certain=False,
+)
+def innocents_survive(s: Scenario) -> None:
+    """Of 100 prefetched one is handled, then the process dies, 4 times: none is parked unseen."""
+    producer = s.producer()
+    sent = producer.messages(100)
+    producer.send_many(sent)
+    for _ in range(4):
+        child = s.child(prefetch=100)
+        child.ack(child.take())
+        if s.promised(Guarantee.DEPTH):  # what is not prefetched would survive in any case
+            s.wait_for(lambda: s.broker.depth(s.subscription).ready == 0, "all are prefetched")
+        child.kill()
+    handled = ids(s.history.of(Kind.ACK))
+    rest = [message for message in sent if message.id not in handled]
+    for letter in s.letters().watch(0.5):
+        s.expect(letter.id not in ids(rest), "no message is parked that nobody handled", letter)
+    s.consumer().drain(rest)
+    s.letters().drain([], linger=0.5)
+    s.judge("lost", "letter_and_processed", at_least=100)
+
+
+@contract("DLQ-12", Guarantee.MAX_ATTEMPTS_CRASH, provision=False)
+def a_killer_is_parked(s: Scenario) -> None:
+    """A message whose handling kills its process each time is parked by the broker's own limit."""
+    limit = 4 if s.usable(Guarantee.MAX_ATTEMPTS_CRASH) else None
+    killed = s.new_subscription("work", dead_letter=True, max_attempts=3, broker_limit=limit)
+    s.provision(s.topic, killed)
+    killers = s.producer().send()
+    deaths = 0
+    while deaths < (limit or 8):
+        child = s.child(killed)
+        victim = child.take(1)
+        child.kill()
+        if not victim:
+            break
+        deaths += 1
+    letters = s.letters(killed)
+    found = letters.take()
+    if not s.expect(found, f"it is parked after {deaths} deaths", killers):
+        return
+    for _ in range(LOOKS):  # the count must not follow it, or reading would destroy it
+        told = {"origin": str(killed), "reason": "broker_limit", "attempts": "4"}
+        seen = dead_headers(found)
+        s.expect(told.items() <= seen.items(), f"{told} is told: {seen}", killers)
+        for each in found:
+            each.nack()
+        found = letters.take()
+    letters.close()
+    s.expect(ids(s.letters(killed).drain(killers)) == ids(killers), "it is still there", killers)
+    s.consumer(killed).drain([], linger=0.5)
+    s.expect(deaths == 4, f"it was handled 4 times, not {deaths}", killers)
+    s.judge("lost", "letter_and_processed", where=[killed], at_least=4)
+
+
+def fail(taken: Taken) -> None:
+    raise HandlerError("on purpose")
+
+
+def same(letter: Message, sent: Sequence[Message]) -> bool:
+    """Is the letter one of these messages, with nothing lost or changed?"""
+    message = next((each for each in sent if each.id == letter.id), None)
+    if message is None:
+        return False
+    own = {k: v for k, v in letter.headers.items() if not k.startswith("anymq-dead-")}
+    when = abs((letter.timestamp or 0.0) - (message.timestamp or 0.0)) < 0.002
+    fields = all(getattr(letter, name) == getattr(message, name) for name in FIELDS)
+    return fields and own == dict(message.headers) and when
+
+
+def dead_headers(letters: Sequence[Taken]) -> dict[str, str]:
+    """What the headers of the first letter tell."""
+    start = "anymq-dead-"
+    headers = letters[0].message.headers if letters else {}
+    return {k.removeprefix(start): v for k, v in headers.items() if k.startswith(start)}
