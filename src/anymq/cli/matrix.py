@@ -91,9 +91,11 @@ def differences(matrix: Matrix) -> RenderableType | None:
             continue
         guarantee = f"{one.guarantee.value}: " if one.guarantee else ""
         lines.append(Text.assemble((one.id, "bold"), " ", (guarantee, "italic"), one.title))
-        holding = [cell.column for cell in cells if cell.outcome in AS_PROMISED]
-        if holding:
-            lines.append(Text(f"  {', '.join(holding)}: holds", screen.STYLE[Outcome.HOLDS]))
+        for outcome in AS_PROMISED:
+            names = [cell.column for cell in cells if cell.outcome is outcome]
+            if names:
+                mark = f"  {SYMBOL[outcome]} {', '.join(names)}: {outcome}"
+                lines.append(Text(mark, screen.STYLE[outcome]))
         for cell in cells:
             if cell.outcome not in AS_PROMISED and cell.outcome not in NEEDS_A_REASON:
                 lines += _difference(cell)
