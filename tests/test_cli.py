@@ -260,6 +260,19 @@ def test_every_outcome_can_be_read_without_colour(capsys: pytest.CaptureFixture[
     assert "Thing 1.0" in shown
 
 
+def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from anymq.cli.explain import judgement
+
+    found = every_outcome()
+    for cell in found.cells.values():
+        cell.detail = "it is [::1] or [red]h[/], else [/jobs]"
+    matrix.show(found, screen.out())
+    cell = found.cells["DEL-05", "one"]
+    screen.out.print(judgement(found.contracts[5], found.columns[0], cell))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("it is [::1] or [red]h[/], else [/jobs]") >= 5
+
+
 def test_the_matrix_as_markdown(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"before\n{markdown.BEGIN}\nstale rows\n{markdown.END}\nafter\n", "utf-8")

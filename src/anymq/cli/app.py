@@ -25,7 +25,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except AnymqError as error:
-            err.print(f"anymq: {error}", markup=False, highlight=False, soft_wrap=True)
+            err.print(f"anymq: {error}", soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             _end_everything()
@@ -38,7 +38,7 @@ def _end_everything() -> None:
     from anymq import local
 
     local.stop_all()
-    err.print("anymq: interrupted; the brokers it started are stopped", highlight=False)
+    err.print("anymq: interrupted; the brokers it started are stopped")
 
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"anymq {version('anymq')}", highlight=False)
+        out.print(f"anymq {version('anymq')}")
         raise typer.Exit
 
 

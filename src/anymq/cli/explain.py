@@ -23,7 +23,7 @@ from anymq.testing.runner import examine
 from anymq.testing.verdict import Cell, Outcome
 
 LANES = 4  # more actors than this share one column
-LANE_COLOURS = ("blue", "magenta", "cyan", "green")
+LANE_COLOURS = ("cyan", "magenta", "green", "blue")
 
 
 def explain(
@@ -40,16 +40,16 @@ def explain(
         raise ConfigError(f"{contract!r} is a family; name one contract of it: {ids}")
     (source,) = parse([backend])
     console = err()
-    with console.status(f"{source.name}: being found or started") as status:
+    with console.status(Text(f"{source.name}: being found or started")) as status:
         try:
-            column = source.open(lambda line: status.update(screen.one_line(line)))
+            column = source.open(lambda line: status.update(Text(screen.one_line(line))))
         except ColumnMissing as error:
             raise ConfigError(str(error)) from error
         try:
-            status.update(f"running {chosen[0].id} on {column.version}")
+            status.update(Text(f"running {chosen[0].id} on {column.version}"))
             cell, history = examine(chosen[0], column)
         finally:
-            status.update(f"stopping {source.name}")
+            status.update(Text(f"stopping {source.name}"))
             column.close()
     out.print(judgement(chosen[0], column, cell))
     out.print(events(cell, history))

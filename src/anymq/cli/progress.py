@@ -54,7 +54,7 @@ class Watch:
             return
         row.update(progress)
         if not self._live and row.news:
-            self._console.print(f"{row.name}: {row.news}", markup=False, soft_wrap=True)
+            self._console.print(f"{row.name}: {row.news}", soft_wrap=True)
 
     def _table(self) -> Table:
         # Not the whole width: the ^C that a terminal shows at the cursor would begin a new line.

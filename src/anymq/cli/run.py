@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.text import Text
+
 from anymq.cli import markdown
 from anymq.cli.matrix import show
 from anymq.cli.progress import Watch
@@ -75,14 +77,14 @@ def _verdict(matrix: Matrix, asked_for: bool, seconds: float) -> int:
         text = f"{rows} contract{'s' * (rows != 1)} on {columns} broker{'s' * (columns != 1)}"
         ends = f"{len(broken)} broken" if broken else "nothing is broken"
         style = "bold red" if broken else "green"
-        out.print(f"\n{text} in {seconds:.0f} s: [{style}]{ends}[/]")
+        out.print(Text.assemble(f"\n{text} in {seconds:.0f} s: ", (ends, style)))
     if broken:
         first = broken[0]
         (column,) = [one for one in matrix.columns if one.name == first.column]
         name = column.name if column.local or column.in_process else Url.parse(column.url)
         out.print(f"anymq explain {first.contract} {name}  shows what happened", soft_wrap=True)
     for why in matrix.missing.values():
-        err.print(f"missing: {why}", style="yellow", markup=False, soft_wrap=True)
+        err.print(f"missing: {why}", style="yellow", soft_wrap=True)
     if matrix.missing and asked_for:
         return 2
     if matrix.missing and os.environ.get(ALLOW_MISSING) != "1":

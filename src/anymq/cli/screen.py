@@ -45,7 +45,8 @@ class _Consoles:
     def __call__(self) -> Console:
         stream = sys.stderr if self._stderr else sys.stdout
         width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
-        return Console(file=stream, width=width, highlight=False)
+        # No markup: what brokers and URLs say may have brackets in it.
+        return Console(file=stream, width=width, highlight=False, markup=False)
 
     def print(self, *what: object, **how: object) -> None:
         self().print(*what, **how)  # type: ignore[arg-type]
