@@ -23,7 +23,7 @@ from anymq.errors import (
 )
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
-from anymq.message import LOST, SETTLED, Claim, Delivery, SendOutcome
+from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Subscription
@@ -109,7 +109,7 @@ class Consumer:
         tried = False
         while True:
             with self._lock:
-                taken = self._take(limit)
+                taken = [] if self._stopping else self._take(limit)
                 if taken:
                     return taken
                 self._raise_failure()
@@ -203,11 +203,11 @@ class Consumer:
             wait = min(wait, SLICE)
         try:
             fetched = self._receiver.receive(limit, wait)
-        except Exception as error:
-            self._fail(error)
-            raise
-        finally:
+        except BaseException as error:
             self._fetch_lock.release()
+            if isinstance(error, Exception):
+                self._fail(error)
+            raise
         back: Sequence[Delivery] = ()
         with self._lock:
             if self._lanes is not None:
@@ -216,6 +216,7 @@ class Consumer:
             if self._leased and self._leases.due == NEVER and fetched:
                 self._leases.begin(fetched[0].deadline or time.monotonic())
                 self._upkeep_wake.set()
+            self._fetch_lock.release()  # not before: close() gives back what is in the buffer
             if self._waiters:
                 self._changed.notify_all()
         if back:
@@ -239,7 +240,7 @@ class Consumer:
             pass  # _fetch has left it for the next call of the owner
         except BaseException as error:
             self._fail(error)
-            raise
+            log.exception("a thread of the consumer of %s has ended", self.subscription)
 
     def _claim_ended(self, claim: Claim) -> None:
         """Called by the adapter: what hung on the claim is going, or gone."""
@@ -247,8 +248,8 @@ class Consumer:
             rest = [d for d in self._buffer if d.claim is not claim]
             self._buffer.clear()
             self._buffer.extend(rest)
-            self._retries = [r for r in self._retries if r[2].claim is not claim]
-            heapq.heapify(self._retries)
+            for delivery in [r[2] for r in self._retries if r[2].claim is claim]:
+                self._forget_retry(delivery)
             for delivery in [d for d in list(self._held) if d.claim is claim]:
                 self._lose(delivery)
             self._failure = self._failure or claim.ended
@@ -335,29 +336,54 @@ class Consumer:
 
     def _too_late(self, delivery: Delivery, wait: bool) -> None:
         """A second settlement does nothing; one of a lost delivery is refused, once."""
-        if delivery.state != LOST:
-            return
-        error = LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+        if delivery.state == LOST:
+            error = LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+            self._settling.report([(delivery, error)])
         if wait:
-            raise error
-        delivery.state = SETTLED
-        self._settling.report([(delivery, error)])
+            self._raise_if_lost(delivery)
 
     def _return(self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], None]) -> None:
         """Give it back, and those of its lane that would overtake it."""
         if not self._claim_settlement(delivery):
             return
         self._settling.flush()
-        followers: list[Delivery] = []
-        if self._lanes is not None:
-            with self._lock:
-                followers, handled = self._lanes.followers(delivery, self._buffer, self._held)
-                followers = [d for d in handled if self._lose(d)] + followers
-        give_back([delivery])
-        if followers:
-            self._receiver.release(followers)
+        self._give_lane_back(delivery, give_back)
         self._freed(delivery)
         self._notify()
+
+    def _give_lane_back(
+        self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], object] | None
+    ) -> None:
+        """Give back what is no longer held, then those of its lane that come after it, handed out
+        or not. Without `give_back` it stays here itself."""
+        if self._lanes is None:
+            if give_back is not None:
+                give_back([delivery])
+            return
+        stays = give_back is None
+        with self._lock:
+            held = [*self._held, *(retry[2] for retry in self._retries)]
+            waiting, handled = self._lanes.return_begins(delivery, self._buffer, held, stays=stays)
+            followers = [d for d in handled if self._lose(d) or self._forget_retry(d)] + waiting
+        try:
+            if give_back is not None:
+                give_back([delivery])
+            for failed, some in itertools.groupby(followers, lambda d: type(d) is _Held):
+                (self._failed if failed else self._receiver.release)(list(some))
+        finally:
+            with self._lock:
+                self._lanes.return_ends(delivery)
+
+    def _forget_retry(self, delivery: Delivery) -> bool:
+        """With the lock held: it does not wait here for its next attempt any more."""
+        left = [retry for retry in self._retries if retry[2] is not delivery]
+        if len(left) == len(self._retries):
+            return False
+        self._retries = left
+        heapq.heapify(self._retries)
+        if self._lanes is not None:
+            self._lanes.settled(delivery)
+        return True
 
     def _check_nack(self, delay: float) -> None:
         if not self.capabilities.has(Guarantee.NACK):
@@ -375,10 +401,11 @@ class Consumer:
             )
 
     def _hold(self, delivery: Delivery, delay: float) -> None:
-        """Keep it, and its lane, until it is due; then hand it out again. What was once kept is
+        """Keep it until it is due, then hand it out again; its lane waits. What was once kept is
         kept at each nack, for the broker does not know of the attempts that failed here."""
         if not self._claim_settlement(delivery):
             return
+        self._give_lane_back(delivery, None)
         again = _Held(
             delivery.message,
             delivery.handle,
@@ -403,13 +430,15 @@ class Consumer:
                 self._lanes.settled(delivery)
 
     def _raise_if_lost(self, delivery: Delivery) -> None:
-        if delivery.state == LOST:
+        if delivery.state == REFUSED:
             raise LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until the broker has applied every settlement so far. Raises LeaseLostError when
         some were refused since the last flush, and what happened to the session."""
         until = time.monotonic() + timeout
+        if self._closed:
+            self._raise_failure()
         with self._lock:
             self._waiters += 1
             self._changed.wait_for(lambda: not self._parking, timeout)
@@ -459,7 +488,7 @@ class Consumer:
                 failure,
             )
             self._blocked = True
-            self._failed([delivery])
+            self._give_lane_back(delivery, self._failed)
             self._fail(failure)
         self._freed(delivery)
         with self._lock:
@@ -481,13 +510,15 @@ class Consumer:
                     self._extend()
         except BaseException as error:
             self._fail(error)
-            raise
+            log.exception("a thread of the consumer of %s has ended", self.subscription)
 
     def _extend(self) -> None:
         with self._lock:
             ours = [*self._held, *self._buffer, *(retry[2] for retry in self._retries)]
         for delivery, error in self._leases.extend(ours):
             log.info("message %s: %s", delivery.message.id, error)
+            if delivery in self._held:  # those of its lane must not overtake it
+                self._give_lane_back(delivery, lambda _: None)
             with self._lock:
                 self._lose(delivery)
 
@@ -531,6 +562,8 @@ class Consumer:
         self._upkeep_wake.set()
         for thread in self._threads:
             thread.join(max(0.1, until - time.monotonic()))
+        if self._lanes is None:  # else the thread that fetches has ended
+            self._fetch_lock.acquire(timeout=max(0.1, until - time.monotonic()))
         try:
             self._settling.flush()
             self._give_back()
