@@ -481,12 +481,13 @@ class Consumer:
             self._acks.append(delivery)
             self._upkeep_wake.set()
         else:
-            log.error(
-                "the dead letter of message %s of %s was not stored, the message comes again: %s",
-                delivery.message.id,
-                self.subscription,
-                failure,
-            )
+            if not self._blocked:  # the rest of a batch fails the same way: said once
+                log.error(
+                    "the dead letter of message %s of %s was not stored, the message comes again: %s",
+                    delivery.message.id,
+                    self.subscription,
+                    failure,
+                )
             self._blocked = True
             self._give_lane_back(delivery, self._failed)
             self._fail(failure)
