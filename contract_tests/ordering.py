@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import anymq
 from anymq import Guarantee, Message, Subscription
@@ -136,7 +137,7 @@ def order_is_refused_where_absent(s: Scenario) -> None:
         if not guarantee.value.startswith("order."):
             continue
         needy = s.new_subscription("work", ordered=ordered, requires=(guarantee,))
-        error = s.error_of(lambda needy=needy: anymq.connect(s.url, needy).close())
+        error = s.error_of(partial(_opens, s, needy))
         if s.capabilities(needy).level(guarantee) in PROMISED:
             s.expect(error is None, f"{guarantee.value} is promised and may be required: {error}")
         else:
@@ -147,7 +148,7 @@ def order_is_refused_where_absent(s: Scenario) -> None:
         _works(s, wanted)
         return
     attempts = (
-        lambda: anymq.connect(s.url, wanted).close(),
+        partial(_opens, s, wanted),
         lambda: s.provision(wanted.topic, wanted),
         lambda: s.consumer(wanted),
     )
@@ -155,6 +156,10 @@ def order_is_refused_where_absent(s: Scenario) -> None:
         error = s.error_of(attempt)
         told = isinstance(error, UnsupportedError | PlannedError) and "ordered" in str(error)
         s.expect(told, f"ordered=True is refused and named, not {error!r}")
+
+
+def _opens(s: Scenario, wanted: Subscription) -> None:
+    anymq.connect(s.url, wanted).close()
 
 
 def _works(s: Scenario, wanted: Subscription) -> None:
