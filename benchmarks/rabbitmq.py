@@ -21,10 +21,10 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,11 @@ def rate(url: str, threads: int, count: int) -> float:
             for _ in range(count // threads):
                 producer.send(BODY, "k", HEADERS)
 
-        senders = [threading.Thread(target=send) for _ in range(threads)]
-        began = time.perf_counter()
-        for sender in senders:
-            sender.start()
-        for sender in senders:
-            sender.join()
-        took = time.perf_counter() - began
+        with ThreadPoolExecutor(threads) as pool:
+            began = time.perf_counter()
+            for sender in [pool.submit(send) for _ in range(threads)]:
+                sender.result()
+            took = time.perf_counter() - began
         broker.purge(WORK)
     return count / took
 
