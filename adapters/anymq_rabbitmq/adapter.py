@@ -78,7 +78,12 @@ class RabbitAdapter(Adapter):
     ) -> Receiver:
         topology.check_options(subscription)
         return RabbitReceiver(
-            self._consuming, queue_of(subscription), prefetch, subscription.ordered, on_end
+            self._consuming,
+            queue_of(subscription),
+            prefetch,
+            subscription.ordered,
+            on_end,
+            ours=subscription.address is None,
         )
 
     def depth(self, subscription: Subscription) -> Depth:

@@ -23,7 +23,7 @@ from anymq.errors import (
 )
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
-from anymq.message import LOST, SETTLED, Claim, Delivery, SendOutcome
+from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Subscription
@@ -109,7 +109,7 @@ class Consumer:
         tried = False
         while True:
             with self._lock:
-                taken = self._take(limit)
+                taken = [] if self._stopping else self._take(limit)
                 if taken:
                     return taken
                 self._raise_failure()
@@ -203,11 +203,11 @@ class Consumer:
             wait = min(wait, SLICE)
         try:
             fetched = self._receiver.receive(limit, wait)
-        except Exception as error:
-            self._fail(error)
-            raise
-        finally:
+        except BaseException as error:
             self._fetch_lock.release()
+            if isinstance(error, Exception):
+                self._fail(error)
+            raise
         back: Sequence[Delivery] = ()
         with self._lock:
             if self._lanes is not None:
@@ -216,6 +216,7 @@ class Consumer:
             if self._leased and self._leases.due == NEVER and fetched:
                 self._leases.begin(fetched[0].deadline or time.monotonic())
                 self._upkeep_wake.set()
+            self._fetch_lock.release()  # not before: close() gives back what is in the buffer
             if self._waiters:
                 self._changed.notify_all()
         if back:
@@ -239,7 +240,7 @@ class Consumer:
             pass  # _fetch has left it for the next call of the owner
         except BaseException as error:
             self._fail(error)
-            raise
+            log.exception("a thread of the consumer of %s has ended", self.subscription)
 
     def _claim_ended(self, claim: Claim) -> None:
         """Called by the adapter: what hung on the claim is going, or gone."""
@@ -335,13 +336,11 @@ class Consumer:
 
     def _too_late(self, delivery: Delivery, wait: bool) -> None:
         """A second settlement does nothing; one of a lost delivery is refused, once."""
-        if delivery.state != LOST:
-            return
-        error = LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+        if delivery.state == LOST:
+            error = LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
+            self._settling.report([(delivery, error)])
         if wait:
-            raise error
-        delivery.state = SETTLED
-        self._settling.report([(delivery, error)])
+            self._raise_if_lost(delivery)
 
     def _return(self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], None]) -> None:
         """Give it back, and those of its lane that would overtake it."""
@@ -431,7 +430,7 @@ class Consumer:
                 self._lanes.settled(delivery)
 
     def _raise_if_lost(self, delivery: Delivery) -> None:
-        if delivery.state == LOST:
+        if delivery.state == REFUSED:
             raise LeaseLostError(f"{delivery.message.id} is no longer ours: it comes again")
 
     def flush(self, timeout: float = 30.0) -> None:
@@ -511,7 +510,7 @@ class Consumer:
                     self._extend()
         except BaseException as error:
             self._fail(error)
-            raise
+            log.exception("a thread of the consumer of %s has ended", self.subscription)
 
     def _extend(self) -> None:
         with self._lock:
@@ -563,6 +562,8 @@ class Consumer:
         self._upkeep_wake.set()
         for thread in self._threads:
             thread.join(max(0.1, until - time.monotonic()))
+        if self._lanes is None:  # else the thread that fetches has ended
+            self._fetch_lock.acquire(timeout=max(0.1, until - time.monotonic()))
         try:
             self._settling.flush()
             self._give_back()

@@ -27,7 +27,7 @@ class Leases:
     def begin(self, deadline: float) -> None:
         """A delivery has come after a time without any."""
         now = time.monotonic()
-        self._length = deadline - now
+        self._length = max(deadline - now, self._subscription.lease or 0.0)
         self.due = now + self._length / 3
 
     def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:

@@ -93,7 +93,7 @@ class Owner(Protocol):
     def leave(self, delivery: Delivery, error: BaseException | None) -> None: ...
 
 
-OPEN, SETTLED, LOST = 0, 1, 2
+OPEN, SETTLED, LOST, REFUSED = range(4)  # lost: nobody was told yet; refused: told
 
 
 class Delivery:
@@ -188,11 +188,11 @@ class Delivery:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.state == OPEN:
+        if self.state in (OPEN, LOST):  # lost meanwhile: the consumer tells so
             self.owner.leave(self, error)
 
     def __repr__(self) -> str:
-        state = ("open", "settled", "lost")[self.state]
+        state = ("open", "settled", "lost", "lost")[self.state]
         return f"<Delivery {self.message.id} attempt {self.attempt} {state}>"
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from anymq.errors import LeaseLostError
-from anymq.message import LOST, Delivery
+from anymq.message import REFUSED, Delivery
 from anymq.spi import Receiver, Refusal, Subscription
 
 log = logging.getLogger("anymq")
@@ -38,8 +38,10 @@ class Settling:
                 return
             pop = self.waiting.popleft
             refused = self._receiver.ack([pop() for _ in range(len(self.waiting))])
+            if refused:  # before an ack(wait=True) that waits for the lock looks at its delivery
+                refused = self._count(refused)
         if refused:
-            self.report(refused)
+            self._tell(refused)
 
     def confirm(self, timeout: float) -> None:
         """Flush, and wait until the broker has applied it. Raises LeaseLostError when something
@@ -56,13 +58,21 @@ class Settling:
 
     def report(self, refused: Sequence[Refusal]) -> None:
         """Count, log and tell."""
-        if not refused:
-            return
-        for delivery, _ in refused:
-            delivery.state = LOST
+        fresh = self._count(refused)
+        if fresh:
+            self._tell(fresh)
+
+    def _count(self, refused: Sequence[Refusal]) -> Sequence[Refusal]:
+        """Those that were not counted before."""
         with self._counting:
-            self.refused += len(refused)
-            self._unconfirmed += len(refused)
+            fresh = [refusal for refusal in refused if refusal[0].state != REFUSED]
+            for delivery, _ in fresh:
+                delivery.state = REFUSED
+            self.refused += len(fresh)
+            self._unconfirmed += len(fresh)
+        return fresh
+
+    def _tell(self, refused: Sequence[Refusal]) -> None:
         delivery, error = refused[0]
         log.warning(
             "%d settlements of %s were refused, the first: message %s: %s",

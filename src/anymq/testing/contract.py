@@ -22,6 +22,27 @@ NEEDS = {
     "restart": "a broker that can be restarted",
 }
 
+FAMILIES = {
+    "DEL": "Delivery",
+    "ACK": "Acks and redelivery",
+    "ORD": "Order",
+    "DLQ": "Dead letters",
+    "RTY": "Retries",
+    "DLY": "Delay and expiry",
+    "PRI": "Priority",
+    "FAN": "Groups",
+    "RPL": "Replay",
+    "DDP": "Duplicates",
+    "PAY": "Payload",
+    "BAT": "Batches",
+    "FLW": "Flow control",
+    "LIF": "Life cycle",
+    "CON": "Concurrency",
+    "ADM": "Administration",
+    "SEC": "Security",
+    "MIG": "Migration",
+}  # in the order in which they are run and shown
+
 Case = Callable[["Scenario"], None]
 CaseT = TypeVar("CaseT", bound=Case)
 
@@ -122,10 +143,11 @@ def cases_folder() -> Path:
 
 
 def load() -> list[Contract]:
-    """Every contract, in the order of the files and ids."""
+    """Every contract, in the order of the families and ids."""
     for path in sorted(cases_folder().glob("*.py")):
         load_file(path)
-    return sorted(CONTRACTS.values(), key=lambda one: (one.family, one.id))
+    order = [*FAMILIES, *sorted({one.family for one in CONTRACTS.values()} - {*FAMILIES})]
+    return sorted(CONTRACTS.values(), key=lambda one: (order.index(one.family), one.id))
 
 
 def load_file(path: Path) -> list[Contract]:

@@ -224,6 +224,19 @@ class RecordingConsumer:
         self.raw.close(timeout)
         self.note(Kind.CLOSED)
 
+    # faults
+
+    def fail_next(self, call: str, error: Exception) -> None:
+        """The next `ack`, `nack`, `extend`, ... of the adapter's receiver raises this, once."""
+        receiver = self.raw._receiver
+        real = getattr(receiver, call)
+
+        def failing(*args: Any) -> Any:
+            setattr(receiver, call, real)
+            raise error
+
+        setattr(receiver, call, failing)
+
     # the history
 
     def note(self, kind: Kind, **rest: Any) -> Event:

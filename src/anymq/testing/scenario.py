@@ -8,8 +8,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anymq
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
@@ -21,6 +22,7 @@ from anymq.testing.columns import Column
 from anymq.testing.contract import Contract, is_of_topic
 from anymq.testing.findings import NEVER, Judgement
 from anymq.testing.history import Event, History, Kind
+from anymq.testing.link import Link, Relay, relay_to
 from anymq.testing.receiving import RecordingConsumer, Taken, place
 from anymq.testing.sending import RecordingProducer
 from anymq.testing.verdict import Observed, Violation
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from anymq.broker import Broker
 
 Witness = Event | Taken | Message
+T = TypeVar("T")
 TICK = 0.005
 
 
@@ -65,6 +68,7 @@ class Scenario:
         self._producers: list[RecordingProducer] = []
         self._consumers: list[RecordingConsumer] = []
         self._children: list[Child] = []
+        self._relays: list[Relay] = []
         self.broker = self.connect()
         self.topic = Topic(self._tag, **contract.topic)
         self.subscription = self._wished(Subscription(self.topic, "work", **contract.subscription))
@@ -133,6 +137,16 @@ class Scenario:
         broker = anymq.connect(self.url)
         self._brokers.append(broker)
         return broker
+
+    def link(self) -> Link:
+        """Another session, whose connection can be cut and, but in process, stalled."""
+        if self.column.in_process:
+            return Link(self.history, self.connect(), None)
+        relay, url = relay_to(self.url)
+        self._relays.append(relay)
+        broker = anymq.connect(url)
+        self._brokers.append(broker)
+        return Link(self.history, broker, relay)
 
     def producer(
         self, topic: Topic | None = None, *, broker: Broker | None = None, **options: Any
@@ -219,6 +233,19 @@ class Scenario:
             thread.join()
         if errors:
             raise errors[0]
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """Run it on a thread of its own; the future has what it returns or raises."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 (for whoever asks the future)
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="begun by a case", daemon=True).start()
+        return future
 
     def until(self, condition: Callable[[], bool], within: float | None = None) -> bool:
         """Wait until it is true; False when that takes longer than `within` seconds."""
@@ -336,6 +363,8 @@ class Scenario:
                 _collect(errors, self._remove, what)
         for broker in self._brokers:
             _collect(errors, broker.close)
+        for relay in self._relays:
+            relay.close()
         if self.local is not None:
             return
         self._raise_failures()
