@@ -1,11 +1,11 @@
-# make compare | test | check | clean. Needs Python 3.11 or later and the network; everything
-# else is put into .venv.
+# make compare | test | check | matrix | clean. Needs Python 3.11 or later and the network;
+# everything else is put into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := src adapters contract_tests tests
 
-.PHONY: compare test check clean
+.PHONY: compare test check matrix clean
 
 compare: .venv/stamp
 	$(BIN)/anymq compare
@@ -17,6 +17,10 @@ check: .venv/stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(SOURCES)
+
+# The matrix in README.md, from a run.
+matrix: .venv/stamp
+	$(BIN)/anymq compare --markdown README.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

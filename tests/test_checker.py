@@ -10,7 +10,8 @@ import pytest
 
 from anymq.testing.checker import check
 from anymq.testing.findings import CLASSES, GROUPS, Judgement
-from anymq.testing.history import Event, History, Kind, timeline
+from anymq.testing.history import Event, History, Kind
+from anymq.testing.report import timeline
 
 TOPIC, SUB = "orders", "orders/work"
 
@@ -238,9 +239,18 @@ def test_a_history_survives_a_file(tmp_path: Path) -> None:
 
 
 def test_a_long_timeline_leaves_out_its_middle() -> None:
-    lines = timeline(Story().send(*(f"m{n}" for n in range(100))).events, limit=10).splitlines()
+    story = Story()
+    for n in range(100):
+        story.send(f"id-{n}", key=f"key-{n}")
+    lines = timeline(story.events, limit=10).splitlines()
     assert len(lines) == 11
-    assert "190 more" in lines[5]
+    assert "90 more" in lines[5]
+
+
+def test_a_timeline_tells_in_one_line_what_happens_to_many() -> None:
+    story = Story().send(*(f"id-{n}" for n in range(100)))
+    (line,) = timeline(story.events).splitlines()
+    assert line.endswith("sends m1 to m100: stored")
 
 
 def test_a_large_history_takes_linear_time() -> None:

@@ -16,6 +16,7 @@ ASSUMED = "RabbitMQ 4.0 or later"
 ALL = "seen on 4.3.6, 4.0.5 and 3.10.8"
 SEEN = "seen on 4.3.6 and 4.0.5"
 DOCS = "rabbitmq.com/docs/"
+OURS = "anymq/dead_letter.py, anymq/settling.py"
 MOST_DELIVERIES = 1_000_000
 CONSUMER_TIMEOUT = 1800.0  # seconds; an operator may have set another
 MIB = 1 << 20
@@ -90,13 +91,13 @@ EMULATED: dict[Guarantee, tuple[str, str, str]] = {
     ),
     G.DEAD_LETTER: (
         "sent to the dead-letter topic, confirmed, then acked",
-        "",
+        OURS,
         "a round trip, and a second letter of the same id after a crash between",
     ),
     G.MAX_ATTEMPTS: (
         "counted by the broker, enforced by the consumer, so that a message is always handled"
         " before it is parked",
-        "",
+        OURS,
         "as dead_letter.explicit",
     ),
     G.DEAD_LETTER_REASON: (
@@ -251,9 +252,9 @@ def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
     if isinstance(at, Topic):
         if at.address is not None and at.address.startswith("/"):
             return {G.FAN_OUT: Fact(Level.ABSENT, "the default exchange leads to one queue", ALL)}
-        return {G.FAN_OUT: Fact(Level.BEST_EFFORT, theirs)}
+        return {G.FAN_OUT: Fact(Level.BEST_EFFORT, theirs, DOCS + "exchanges")}
     found = {
-        need: Fact(Level.BEST_EFFORT, theirs)
+        need: Fact(Level.BEST_EFFORT, theirs, DOCS + "queues")
         for need in (
             G.MAX_ATTEMPTS_CRASH,
             G.ATTEMPT_COUNT,
@@ -264,8 +265,8 @@ def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
     }
     if ordered:
         found |= {
-            need: Fact(Level.BEST_EFFORT, theirs)
+            need: Fact(Level.BEST_EFFORT, theirs, DOCS + "queues")
             for need in (G.ORDER_QUEUE, G.ORDER_PER_KEY, G.ORDER_AFTER_NACK)
         }
-        found[G.ORDER_COMPETING] = Fact(Level.ABSENT, theirs)
+        found[G.ORDER_COMPETING] = Fact(Level.ABSENT, theirs, DOCS + "consumers")
     return found

@@ -68,7 +68,9 @@ def refused(error: BaseException, what: str, place: str) -> AnymqError:
         return error if isinstance(error, AnymqError) else lost(error, place)
     code, text = error.reply_code, error.reply_text
     if code == NOT_FOUND:
-        found: AnymqError = NotFoundError(f"{what} does not exist: {text}")
+        found: AnymqError = NotFoundError(
+            f"{what} does not exist: call broker.provision() first, or correct its address ({text})"
+        )
     elif code == ACCESS_REFUSED:
         found = AuthorizationError(f"{what}: {text}")
     elif code == PRECONDITION_FAILED and "inequivalent" in text:

@@ -26,7 +26,7 @@ from anymq.errors import (
 from anymq.producer import Producer
 from anymq.settling import OnRefused
 from anymq.spi import Adapter, Backend, Depth, Mode, Subscription, Topic
-from anymq.url import Url, read_options
+from anymq.url import Url, did_you_mean, read_options
 
 log = logging.getLogger("anymq")
 EXIT_TIMEOUT = 10.0  # seconds that the end of the interpreter waits for each open broker
@@ -108,7 +108,7 @@ class Broker:
         `dead`. Idempotent; never changes or removes what exists, never makes what has an address.
         Raises ConfigConflictError when something exists and differs, NotFoundError."""
         self._usable()
-        mode = Mode(mode)
+        mode = _mode(mode)
         items = list(dict.fromkeys(part for item in what for part in _parts(item)))
         for item in items:
             self.check_use(item)
@@ -271,6 +271,13 @@ class Broker:
 
     def __repr__(self) -> str:
         return f"<Broker {self.url} {'closed' if self._closed else self.server}>"
+
+
+def _mode(given: Mode | str) -> Mode:
+    names = [mode.value for mode in Mode]
+    if not isinstance(given, Mode) and given not in names:
+        raise ConfigError(f"mode={given!r} does not exist{did_you_mean(str(given), names)}")
+    return Mode(given)
 
 
 def _subscription(given: Subscription | str) -> Subscription:

@@ -248,8 +248,8 @@ class Consumer:
             rest = [d for d in self._buffer if d.claim is not claim]
             self._buffer.clear()
             self._buffer.extend(rest)
-            self._retries = [r for r in self._retries if r[2].claim is not claim]
-            heapq.heapify(self._retries)
+            for delivery in [r[2] for r in self._retries if r[2].claim is claim]:
+                self._forget_retry(delivery)
             for delivery in [d for d in list(self._held) if d.claim is claim]:
                 self._lose(delivery)
             self._failure = self._failure or claim.ended
@@ -347,16 +347,43 @@ class Consumer:
         if not self._claim_settlement(delivery):
             return
         self._settling.flush()
-        followers: list[Delivery] = []
-        if self._lanes is not None:
-            with self._lock:
-                followers, handled = self._lanes.followers(delivery, self._buffer, self._held)
-                followers = [d for d in handled if self._lose(d)] + followers
-        give_back([delivery])
-        if followers:
-            self._receiver.release(followers)
+        self._give_lane_back(delivery, give_back)
         self._freed(delivery)
         self._notify()
+
+    def _give_lane_back(
+        self, delivery: Delivery, give_back: Callable[[Sequence[Delivery]], object] | None
+    ) -> None:
+        """Give back what is no longer held, then those of its lane that come after it, handed out
+        or not. Without `give_back` it stays here itself."""
+        if self._lanes is None:
+            if give_back is not None:
+                give_back([delivery])
+            return
+        stays = give_back is None
+        with self._lock:
+            held = [*self._held, *(retry[2] for retry in self._retries)]
+            waiting, handled = self._lanes.return_begins(delivery, self._buffer, held, stays=stays)
+            followers = [d for d in handled if self._lose(d) or self._forget_retry(d)] + waiting
+        try:
+            if give_back is not None:
+                give_back([delivery])
+            for failed, some in itertools.groupby(followers, lambda d: type(d) is _Held):
+                (self._failed if failed else self._receiver.release)(list(some))
+        finally:
+            with self._lock:
+                self._lanes.return_ends(delivery)
+
+    def _forget_retry(self, delivery: Delivery) -> bool:
+        """With the lock held: it does not wait here for its next attempt any more."""
+        left = [retry for retry in self._retries if retry[2] is not delivery]
+        if len(left) == len(self._retries):
+            return False
+        self._retries = left
+        heapq.heapify(self._retries)
+        if self._lanes is not None:
+            self._lanes.settled(delivery)
+        return True
 
     def _check_nack(self, delay: float) -> None:
         if not self.capabilities.has(Guarantee.NACK):
@@ -374,10 +401,11 @@ class Consumer:
             )
 
     def _hold(self, delivery: Delivery, delay: float) -> None:
-        """Keep it, and its lane, until it is due; then hand it out again. What was once kept is
+        """Keep it until it is due, then hand it out again; its lane waits. What was once kept is
         kept at each nack, for the broker does not know of the attempts that failed here."""
         if not self._claim_settlement(delivery):
             return
+        self._give_lane_back(delivery, None)
         again = _Held(
             delivery.message,
             delivery.handle,
@@ -460,7 +488,7 @@ class Consumer:
                 failure,
             )
             self._blocked = True
-            self._failed([delivery])
+            self._give_lane_back(delivery, self._failed)
             self._fail(failure)
         self._freed(delivery)
         with self._lock:
@@ -489,6 +517,8 @@ class Consumer:
             ours = [*self._held, *self._buffer, *(retry[2] for retry in self._retries)]
         for delivery, error in self._leases.extend(ours):
             log.info("message %s: %s", delivery.message.id, error)
+            if delivery in self._held:  # those of its lane must not overtake it
+                self._give_lane_back(delivery, lambda _: None)
             with self._lock:
                 self._lose(delivery)
 

@@ -435,7 +435,7 @@ class _SendMany:
             try:
                 self.producer._prepare(message)
             except AnymqError as error:
-                if isinstance(error, ClosedError):
+                if isinstance(error, ClosedError) or not isinstance(message, Message):
                     raise
                 chunk.refused[index] = SendOutcome(Status.FAILED, error)
         self.sent.append(chunk)

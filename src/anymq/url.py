@@ -62,8 +62,14 @@ class Url:
             raise ConfigError(f"{_hide(text)!r} is not a URL: it begins with scheme://")
         if "#" in rest:
             raise ConfigError(f"{_hide(text)}: a '#' would cut the URL: write it as %23")
+        authority = re.split("[/?]", rest, maxsplit=1)[0]
+        if "@" in rest[len(authority) :]:
+            raise ConfigError(
+                f"{_hide(text)}: an '@' behind the first '/' or '?': if user or password hold such"
+                f" a character, {ENCODE}; in a path or an option write %40"
+            )
         rest, _, query = rest.partition("?")
-        authority, _, path = rest.partition("/")
+        path = rest[len(authority) + 1 :]
         login, at, places = authority.rpartition("@")
         if "@" in login:
             raise ConfigError(f"{_hide(text)}: an '@' in user or password: {ENCODE}")
@@ -211,5 +217,9 @@ def _decode(text: str, what: str, part: str) -> str:
 
 def _hide(text: str) -> str:
     """The text with anything that could be a password blacked out, however badly it is written."""
-    hidden = re.sub(r"^([^:/@]*://)?([^:@/]*):.*@", r"\1\2:***@", text)
+    hidden = re.sub(r"^([^:/@]*://)?([^:@/]*):.*@", r"\1\2:***@", text, flags=re.DOTALL)
+    if "@" not in text:  # what stands for a port and is none may be a password without its host
+        hidden = re.sub(
+            r"^([^:/@]*://)?([^:@/\[]+):(?!//|\d*(?:[,/?]|$))[^,/?]*", r"\1\2:***", text
+        )
     return re.sub(rf"((?:{SECRET.pattern})[^=&]*=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)

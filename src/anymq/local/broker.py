@@ -4,17 +4,20 @@ import atexit
 import os
 import time
 import types
+import weakref
 from collections.abc import Callable
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from .errors import BrokerFailed
 from .given import GivenRunner
 from .kind import Kind
+from .machine import end_commands
 from .runner import Runner
 
 _READY_SECONDS = 90.0
 _POLL_SECONDS = 0.05
 _LOG_LINES = 15
+_living: "weakref.WeakSet[LocalBroker]" = weakref.WeakSet()
 
 
 class LocalBroker:
@@ -39,6 +42,7 @@ class LocalBroker:
         """Its version, as it says itself."""
         # A forked child runs the functions at exit too, and must leave its parent's broker be.
         self._owner = os.getpid()
+        _living.add(self)
         atexit.register(self._stop_in_owner)
 
     def kill(self) -> None:
@@ -123,6 +127,13 @@ class LocalBroker:
         return BrokerFailed(
             f"{self._kind.title} ({self.how}) {what}; its last lines:\n{self.output()}"
         )
+
+
+def stop_all() -> None:
+    """End what this process started, also what is about to start, and what it waits for."""
+    end_commands()
+    for broker in list(_living):
+        broker._stop_in_owner()
 
 
 def launch(kind: Kind, runner: Runner, url: str, how: str) -> LocalBroker:

@@ -21,6 +21,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PORTS = range(15_000, 32_000)
 _handed_out: set[int] = set()
 _handing_out = threading.Lock()
+_commands: set[int] = set()  # that are under way: their process ids, which lead a session each
 
 
 def free_port() -> int:
@@ -75,6 +76,7 @@ def run(
         pass_fds=inherit,
         start_new_session=True,
     ) as process:
+        _commands.add(process.pid)
         try:
             output, _ = process.communicate(timeout=seconds)
         except BaseException as error:
@@ -84,10 +86,19 @@ def run(
             if isinstance(error, subprocess.TimeoutExpired):
                 raise OSError(f"`{argv[0]}` took longer than {seconds:.0f} s") from error
             raise
+        finally:
+            _commands.discard(process.pid)
     if process.returncode != 0:
         last = output.strip().splitlines()[-1:] or ["no output"]
         raise OSError(f"`{argv[0]}` failed: {last[0]}")
     return output
+
+
+def end_commands() -> None:
+    """Kill what `run` waits for in any thread; it then raises OSError there."""
+    for leader in list(_commands):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, 9)
 
 
 def to_stderr(line: str) -> None:

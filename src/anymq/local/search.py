@@ -45,6 +45,11 @@ def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
     return _Search(kind, wanted, progress).first_that_works()
 
 
+def known() -> dict[str, tuple[str, ...]]:
+    """What `start` takes: names, each with its versions."""
+    return {name: tuple(kind().distribution.suites) for name, kind in _KINDS.items()}
+
+
 class _Search:
     """One search for one kind of broker, with the reasons why ways were closed."""
 
@@ -98,7 +103,8 @@ class _Search:
             where = urlsplit(url).netloc.rpartition("@")[2]
             # Not another broker instead: the user asked for this one.
             raise BrokerFailed(
-                f"the {self._kind.title} given by {variable} does not answer at {where}: {error}"
+                f"the {self._kind.title} given by {variable} does not answer at {where}: {error};"
+                f" start it, or unset {variable} to let anymq start one of its own"
             ) from error
         return broker
 

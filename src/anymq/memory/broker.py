@@ -76,6 +76,7 @@ class Queue:
         self.waiting = 0  # receivers
         self.next_event = float("inf")  # time brings nothing before
         self.busy: dict[Hashable, tuple[MemoryReceiver, int]] = {}  # ordered: keys being handled
+        self.paused: dict[Hashable, int] = {}  # ordered: keys that wait for a delayed retry
 
     def put(self, batch: Iterable[Message]) -> None:
         """Store copies, in order."""
@@ -128,13 +129,14 @@ class Queue:
         return taken
 
     def eligible(self, receiver: MemoryReceiver, limit: int) -> list[Entry]:
-        """The same, but a key that another receiver is handling has to wait."""
+        """The same, but a key that another receiver is handling has to wait, and one whose retry
+        is not due."""
         taken: list[Entry] = []
         passed: list[Entry] = []
         while len(taken) < limit and (entries := self.first(limit - len(taken))):
             for entry in entries:
                 holder, count = self.busy.get(entry.lane, (receiver, 0))
-                if holder is receiver:
+                if holder is receiver and entry.lane not in self.paused:
                     self.busy[entry.lane] = (receiver, count + 1)
                     taken.append(entry)
                 else:
@@ -177,6 +179,8 @@ class Queue:
 
     def postpone(self, entry: Entry, delay: float) -> None:
         due = self.clock.monotonic() + delay
+        if self.subscription.ordered and entry.attempts:
+            self.paused[entry.lane] = self.paused.get(entry.lane, 0) + 1
         heappush(self.delayed, (due, entry))
         self.next_event = min(self.next_event, due)
         if self.waiting:
@@ -185,12 +189,20 @@ class Queue:
     def advance(self, now: float) -> None:
         """Do what time has brought: delays that are over, leases that ran out."""
         while self.delayed and self.delayed[0][0] <= now:
-            self.give_back(heappop(self.delayed)[1])
+            self.resume(heappop(self.delayed)[1])
         for tag in [tag for tag, entry in self.leased.items() if entry.deadline <= now]:
             self.expire(tag)
         self.next_event = min((e.deadline for e in self.leased.values()), default=float("inf"))
         if self.delayed:
             self.next_event = min(self.next_event, self.delayed[0][0])
+
+    def resume(self, entry: Entry) -> None:
+        """A delay is over."""
+        if self.subscription.ordered and entry.attempts:
+            left = self.paused.pop(entry.lane) - 1
+            if left:
+                self.paused[entry.lane] = left
+        self.give_back(entry)
 
     def expire(self, tag: int) -> None:
         """A lease is over: somebody else gets the message."""
@@ -234,17 +246,17 @@ class MemoryBroker:
                 if mode is Mode.CREATE:
                     self.topics.setdefault(what.name, {})
                 elif what.name not in self.topics:
-                    raise NotFoundError(f"topic {what.name} does not exist")
+                    raise NotFoundError(f"topic {what.name} does not exist: provision it first")
                 return
             queues = self.topics.get(str(what.topic))
             if queues is None:
-                raise NotFoundError(f"topic {what.topic} does not exist")
+                raise NotFoundError(f"topic {what.topic} does not exist: provision it first")
             if what.name in queues:
                 same_or_conflict(queues[what.name].subscription, what)
             elif mode is Mode.CREATE:
                 queues[what.name] = self.queue_class(self, what)
             else:
-                raise NotFoundError(f"subscription {what} does not exist")
+                raise NotFoundError(f"subscription {what} does not exist: provision it first")
 
     def find(self, what: Topic | Subscription) -> dict[str, Queue]:
         """The queues that a topic copies to, or a subscription reads from."""

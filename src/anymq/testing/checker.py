@@ -211,6 +211,9 @@ class _Checker:
             self._confirm(event)
         self.ended[event.who] = event
         self.holders.gone(event.who)
+        for state in self.states.values():
+            if state.last and state.last.who == event.who and state.settled is None:
+                self.order.left(state.last)
 
     def _fault(self, event: Event) -> None:
         self.fault = event

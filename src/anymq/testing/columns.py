@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from anymq.errors import AnymqError
-from anymq.url import Url
+from anymq import registry
+from anymq.errors import AnymqError, ConfigError
+from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
 DEFAULT = ("memory", "rabbitmq", "redis")
 PATIENCE = {"memory": 2.0, "redis": 3.0}  # seconds; 10 elsewhere
+
+Progress = Callable[[str], None]  # gets a line for each thing that takes time
 
 
 class ColumnMissing(Exception):
@@ -41,6 +44,7 @@ class Column:
     patience: float = 10.0
     deviations: Mapping[str, str] = field(default_factory=dict)
     local: LocalBroker | None = None
+    progress: Progress | None = None
     _own: LocalBroker | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -58,7 +62,7 @@ class Column:
         assert self.local is not None
         with self._lock:
             if self._own is None:
-                self._own = _start_local(self.name)
+                self._own = _start_local(self.name, self.progress)
             return self._own
 
     def close(self) -> None:
@@ -86,7 +90,12 @@ class Source:
     name: str
     url: str | None = None
 
-    def open(self, progress: Callable[[str], None] | None = None) -> Column:
+    @property
+    def kind(self) -> str:
+        """Its name without a version, or the scheme of its URL."""
+        return Url.parse(self.url).scheme if self.url else self.name.partition("@")[0]
+
+    def open(self, progress: Progress | None = None) -> Column:
         """Find or start its broker; `progress` gets a line for what takes time. Raises
         ColumnMissing."""
         if self.url is None and self.name == "memory":
@@ -95,10 +104,11 @@ class Source:
         elif self.url is None:
             local = _start_local(self.name, progress)
             column = Column(self.name, local.url, local.evidence, how=local.how, local=local)
+            column.progress = progress
         else:
             evidence = "in-process" if self.url.startswith("memory:") else "real"
             column = Column(self.name, self.url, evidence, how="given by its URL")
-        column.patience = PATIENCE.get(column.name, column.patience)
+        column.patience = PATIENCE.get(self.kind, column.patience)
         column.version = _server(column)
         return column
 
@@ -117,7 +127,44 @@ def by_url(urls: Sequence[str]) -> list[Source]:
     return sources
 
 
-def _start_local(name: str, progress: Callable[[str], None] | None = None) -> LocalBroker:
+def parse(words: Sequence[str]) -> list[Source]:
+    """Columns as people write them: a name, a name@version, or a URL. One that is named twice is
+    one. Raises ConfigError for what nobody can open, before anything is started."""
+    words = list(dict.fromkeys(words))
+    urls = by_url([_checked_url(word) for word in words if "://" in word])
+    names = by_name([_checked_name(word) for word in words if "://" not in word])
+    taken = {source.name for source in names}
+    urls = [
+        Source(f"{source.name}-url", source.url) if source.name in taken else source
+        for source in urls
+    ]
+    by_word = {source.url or source.name: source for source in [*names, *urls]}
+    return [by_word[word] for word in words]
+
+
+def _checked_url(text: str) -> str:
+    url = Url.parse(text)
+    read_options(url, registry.backend(url.scheme).options)
+    return text
+
+
+def _checked_name(text: str) -> str:
+    from anymq import local
+
+    known = {"memory": (), **local.known()}
+    name, at, version = text.partition("@")
+    if name not in known:
+        raise ConfigError(
+            f"no broker is called {name!r}{did_you_mean(name, known)}; or give a URL, as in"
+            " redis://host"
+        )
+    if at and version not in known[name]:
+        versions = ", ".join(known[name]) or "only the one that comes with anymq"
+        raise ConfigError(f"{text}: this version cannot be started here; there is {versions}")
+    return text
+
+
+def _start_local(name: str, progress: Progress | None = None) -> LocalBroker:
     try:
         from anymq import local
     except ImportError as error:  # an installation without it

@@ -9,7 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from anymq.capabilities import Guarantee
+from anymq.capabilities import Fact, Guarantee
 
 if TYPE_CHECKING:
     from anymq.testing.scenario import Scenario
@@ -21,6 +21,27 @@ NEEDS = {
     "pause": "a broker that can be paused",
     "restart": "a broker that can be restarted",
 }
+
+FAMILIES = {
+    "DEL": "Delivery",
+    "ACK": "Acks and redelivery",
+    "ORD": "Order",
+    "DLQ": "Dead letters",
+    "RTY": "Retries",
+    "DLY": "Delay and expiry",
+    "PRI": "Priority",
+    "FAN": "Groups",
+    "RPL": "Replay",
+    "DDP": "Duplicates",
+    "PAY": "Payload",
+    "BAT": "Batches",
+    "FLW": "Flow control",
+    "LIF": "Life cycle",
+    "CON": "Concurrency",
+    "ADM": "Administration",
+    "SEC": "Security",
+    "MIG": "Migration",
+}  # in the order in which they are run and shown
 
 Case = Callable[["Scenario"], None]
 CaseT = TypeVar("CaseT", bound=Case)
@@ -40,6 +61,8 @@ class Contract:
     certain       the case exposes an absent guarantee in every run: one that then holds does
                   better than it declares. False: by chance only, as with order.
     provision     False: the case provisions by itself, or shows what happens when nobody does
+    judged_by     the fact to judge by, where the level of the guarantee alone does not tell: a
+                  number or scope in Limits decides
     deadline      seconds after which the case is broken because it does not end
     """
 
@@ -55,6 +78,7 @@ class Contract:
     depends: tuple[Guarantee, ...] = ()
     certain: bool = True
     provision: bool = True
+    judged_by: Callable[[Scenario], Fact] | None = None
     deadline: float = 60.0
 
     @property
@@ -119,10 +143,11 @@ def cases_folder() -> Path:
 
 
 def load() -> list[Contract]:
-    """Every contract, in the order of the files and ids."""
+    """Every contract, in the order of the families and ids."""
     for path in sorted(cases_folder().glob("*.py")):
         load_file(path)
-    return sorted(CONTRACTS.values(), key=lambda one: (one.family, one.id))
+    order = [*FAMILIES, *sorted({one.family for one in CONTRACTS.values()} - {*FAMILIES})]
+    return sorted(CONTRACTS.values(), key=lambda one: (order.index(one.family), one.id))
 
 
 def load_file(path: Path) -> list[Contract]:

@@ -28,7 +28,7 @@ CLASSES = {
     "unexplained": "again for no reason that the history knows",
     "inversion": "first delivered after a later one of its stream",
     "concurrent": "delivered while another consumer holds a message of its key",
-    "overtaking": "delivered or acked while an earlier one of its key was nacked and not yet back",
+    "overtaking": "delivered or acked while an earlier one of its key was given back and not here",
     "attempt_gap": "the attempt number is not the previous one plus one",
     "beyond_max": "delivered more often than max_attempts",
     "letter_missing": "should be in the dead letters and is not",

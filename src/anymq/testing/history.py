@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -136,12 +136,3 @@ def digest(body: bytes, key: str | None, headers: Mapping[str, str]) -> int:
     own = sorted((k, v) for k, v in headers.items() if not k.startswith(("anymq-", "trace")))
     rest = repr((key, own)).encode("utf-8", "backslashreplace")
     return crc32(rest, crc32(body))
-
-
-def timeline(events: Sequence[Event], limit: int = 40) -> str:
-    """For people: one line per event, the middle left out when there are too many."""
-    lines = [str(event) for event in events]
-    if len(lines) > limit:
-        half = limit // 2
-        lines[half:-half] = [f"          ... {len(lines) - 2 * half} more ..."]
-    return "\n".join(lines)

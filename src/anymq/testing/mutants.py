@@ -215,6 +215,77 @@ class IgnoresKeysInFlight(Queue):
         pass
 
 
+@mutant("ORD-03")
+class OneKeyAtATime(Queue):
+    """While it waits for one key no other goes on."""
+
+    def eligible(self, receiver: MemoryReceiver, limit: int) -> list[Entry]:
+        return [] if self.busy else super().eligible(receiver, 1)
+
+
+@mutant("ORD-04")
+class DelayedRetryIsOvertaken(Queue):
+    """The later ones of a key do not wait for its delayed retry."""
+
+    def postpone(self, entry: Entry, delay: float) -> None:
+        super().postpone(entry, delay)
+        self.paused.clear()
+
+    def resume(self, entry: Entry) -> None:
+        self.give_back(entry)
+
+
+@mutant("ORD-04", "ORD-05")
+class ReleasedGoesLast(MemoryReceiver):
+    """What is given back unhandled goes to the end of the queue."""
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            entry = self.queue.leased.get(delivery.handle)
+            if entry is not None:
+                entry.number = next(self.queue.numbers)
+        super().release(deliveries)
+
+
+@mutant("ORD-05")
+class CrashGoesLast(Queue):
+    """What a consumer held when it died goes to the end of the queue."""
+
+    def lose(self, receiver: MemoryReceiver) -> None:
+        for entry in self.leased.values():
+            if entry.holder is receiver:
+                entry.number = next(self.numbers)
+        super().lose(receiver)
+
+
+@mutant("ORD-01", "CON-01")
+class HoldsOneBack(Counting):
+    """It stores one message in ten only together with the next one, behind it."""
+
+    late: tuple[Message, ...] = ()
+
+    def rewrite(self, message: Message) -> Iterable[Message]:
+        late, self.late = self.late, ()
+        if self.every(10):
+            self.late = (message,)
+            return late
+        return (message, *late)
+
+
+@mutant("CON-02")
+class HearsOneThread(MemoryReceiver):
+    """It ignores what is settled on another thread than the one that receives."""
+
+    thread = 0
+
+    def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        self.thread = threading.get_ident()
+        return super().receive(limit, wait)
+
+    def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+        return super().ack(deliveries) if self.thread == threading.get_ident() else ()
+
+
 @mutant("ORD-04")
 class NackGoesToTheEnd(Queue):
     """What comes back goes behind what waits."""

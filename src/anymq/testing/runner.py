@@ -13,6 +13,7 @@ from typing import Any
 from anymq.capabilities import PROMISED, Fact, Level
 from anymq.testing.columns import Column, ColumnMissing, Source
 from anymq.testing.contract import NEEDS, Contract
+from anymq.testing.history import Event
 from anymq.testing.scenario import Over, Scenario
 from anymq.testing.verdict import Cell, Observed, Outcome, Verdict, decide
 
@@ -21,6 +22,13 @@ TAIL = 16  # events that an error shows
 
 def run(contract: Contract, column: Column, deadline: float | None = None) -> Cell:
     """One cell of the matrix. Raises nothing but what is wrong with the suite itself."""
+    return examine(contract, column, deadline)[0]
+
+
+def examine(
+    contract: Contract, column: Column, deadline: float | None = None
+) -> tuple[Cell, Sequence[Event]]:
+    """The same with all that happened, which a cell keeps only where it is a witness."""
     began = time.monotonic()
     attempt = _Attempt(contract, column)
     before = set(threading.enumerate())
@@ -35,7 +43,10 @@ def run(contract: Contract, column: Column, deadline: float | None = None) -> Ce
         verdict = attempt.verdict()
     outcome, detail, witness = verdict
     seconds = time.monotonic() - began
-    return Cell(contract.id, column.name, attempt.level, outcome, detail, witness, seconds)
+    cell = Cell(
+        contract.id, column.name, attempt.level, outcome, detail, witness, seconds, attempt.fact
+    )
+    return cell, attempt.scenario.history.events if attempt.scenario else ()
 
 
 class _Attempt:
@@ -132,8 +143,9 @@ def _nothing_to_try(scenario: Scenario) -> Verdict | None:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Something happened while the matrix is run. `what`: opening, opened, missing, running,
-    finished (with `cell`), closed. From the thread of its column."""
+    """Something happened while the matrix is run. `what`: opening, and again with `text` for
+    each thing that takes time, opened, missing, running, finished (with `cell`), closed. From the
+    thread of its column."""
 
     what: str
     column: str
@@ -182,10 +194,11 @@ def run_matrix(
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Matrix:
     """Every contract against every column; the columns in parallel, each in order. `on_progress`
-    is called from several threads, one call at a time."""
+    is called from several threads, one call at a time. An interrupt stops the brokers."""
     matrix = Matrix(list(contracts))
     lock = threading.Lock()
     opened: dict[str, Column] = {}
+    stop = threading.Event()
 
     def tell(progress: Progress) -> None:
         with lock:
@@ -203,6 +216,8 @@ def run_matrix(
         try:
             tell(Progress("opened", source.name, text=column.version))
             for contract in matrix.contracts:
+                if stop.is_set():
+                    return
                 tell(Progress("running", source.name, contract))
                 cell = matrix.cells[contract.id, source.name] = run(contract, column)
                 tell(Progress("finished", source.name, contract, cell))
@@ -210,7 +225,13 @@ def run_matrix(
             column.close()
             tell(Progress("closed", source.name))
 
-    _in_parallel(one, sources)
+    try:
+        _in_parallel(one, sources)
+    except KeyboardInterrupt:
+        stop.set()
+        for column in list(opened.values()):
+            column.close()
+        raise
     matrix.columns = [opened[source.name] for source in sources if source.name in opened]
     return matrix
 

@@ -86,6 +86,8 @@ class Scenario:
 
     def fact(self) -> Fact | None:
         """What is declared of the contract's guarantee; None where it is universal."""
+        if self.contract.judged_by is not None:
+            return self.contract.judged_by(self)
         if self.contract.guarantee is None:
             return None
         return self.declared(self.contract.guarantee)
@@ -155,6 +157,11 @@ class Scenario:
         producer = RecordingProducer(self.history, raw, topic, f"p{next(self._names)}")
         self._producers.append(producer)
         return producer
+
+    def share(self, producer: RecordingProducer) -> RecordingProducer:
+        """The same producer, for one more thread: what it sends counts as a stream of its own."""
+        name = f"p{next(self._names)}"
+        return RecordingProducer(self.history, producer.raw, producer.raw.topic, name)
 
     def consumer(
         self,

@@ -44,6 +44,12 @@ class Order:
             heappush(self.back.setdefault(self._stream(delivery), []), seq)
             self.newest_back[self._stream(delivery)] = event
 
+    def left(self, delivery: Event) -> None:
+        """Its consumer closed or died with it."""
+        seq = self._seq(delivery)
+        if seq is not None and delivery.key is not None:
+            heappush(self.back.setdefault(self._stream(delivery), []), seq)
+
     def taken_along(self, delivery: Event) -> bool:
         """Was one of its key given back by its consumer while it was held?"""
         back = self.newest_back.get(self._stream(delivery))

@@ -60,6 +60,7 @@ class Cell:
     detail: str = ""
     witness: list[Event] = field(default_factory=list)
     seconds: float = 0.0
+    fact: Fact | None = None  # what is declared, and why; None where nothing is
 
     @property
     def failing(self) -> bool:
@@ -71,6 +72,7 @@ class Cell:
             "outcome": str(self.outcome),
             "detail": self.detail,
             "witness": [event.to_dict() for event in self.witness],
+            "reason": self.fact.reason if self.fact else "",
             "seconds": round(self.seconds, 3),
         }
 

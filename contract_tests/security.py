@@ -1,0 +1,169 @@
+"""Security: what must never be seen, and never be run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import socket
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import anymq
+from anymq import Message
+from anymq.errors import AnymqError, AuthenticationError, ConfigError, DecodeError
+from anymq.testing.contract import UNIVERSAL, contract
+from anymq.testing.scenario import Scenario
+from anymq.url import Url
+
+
+@contract("SEC-05", UNIVERSAL)
+def secrets_stay_secret(s: Scenario) -> None:
+    """No password is shown by a repr, log record, error or traceback; nothing in a body is run."""
+    secret = f"S3cr3t{uuid.uuid4().hex}"
+    shown: dict[str, str] = {}
+    with _logged(s) as records:
+        for what, url in _urls(s.url, secret).items():
+            shown |= _all_that_shows(what, url)
+        for what, kind in (("wrong password", _REFUSED), ("bad option", ConfigError)):
+            s.expect(isinstance(_error(_urls(s.url, secret)[what]), kind), f"{what}: refused")
+    shown |= {f"log record {n}": text for n, text in enumerate(records)}
+    told = [f"{what}: {text}" for what, text in shown.items() if secret in text]
+    s.expect(not told, f"the password shows in {len(told)} places, e.g. {told[:1]}")
+    s.exercised("texts that might show it", len(shown), 12)
+    _nothing_is_run(s)
+
+
+_REFUSED = (AuthenticationError, ConfigError)
+
+
+def _urls(url: str, secret: str) -> dict[str, str]:
+    """The column's URL with a password: as it could be written, rightly and wrongly."""
+    parsed = Url.parse(url)
+    places = parsed.places() or "somewhere"
+    start, login = f"{parsed.scheme}://", f"nobody:{secret}@"
+    path = f"/{quote(parsed.path, safe='')}" if parsed.path else ""
+    return {
+        "wrong password": f"{start}{login}{places}{path}",
+        "own user": f"{start}{quote(parsed.username or 'default')}:{secret}@{places}{path}",
+        "broker down": f"{start}{login}127.0.0.1:{_free_port()}{path}",
+        "bad option": f"{start}{login}{places}{path}?no-such-option=1",
+        "secret option": f"{start}{places}{path}?password={secret}&api-key={secret}",
+        "bad scheme": f"x{start}{login}{places}",
+        "no scheme": f"{login}{places}",
+        "bad port": f"{start}{login}127.0.0.1:99999{path}",
+        "raw @": f"{start}nobody:{secret}@x{secret}@{places}{path}",
+        "raw /": f"{start}nobody:{secret}/x{secret}@{places}{path}",
+        "raw #": f"{start}nobody:{secret}#x{secret}@{places}{path}",
+        "raw ?": f"{start}nobody:{secret}?x{secret}@{places}{path}",
+        "raw :": f"{start}nobody:{secret}:x{secret}@{places}{path}",
+        "raw %": f"{start}nobody:{secret}%x{secret}@{places}{path}",
+        "raw [": f"{start}nobody:{secret}[x{secret}@{places}{path}",
+    }
+
+
+def _all_that_shows(what: str, url: str) -> dict[str, str]:
+    """Every text that anymq makes of this URL: of the URL itself, the session, and its error."""
+    shown = {}
+    with contextlib.suppress(AnymqError):
+        parsed = Url.parse(url)
+        shown[f"{what}, the URL"] = f"{parsed} {parsed!r} {parsed.places()}"
+    try:
+        with anymq.connect(url) as broker:
+            shown[f"{what}, the session"] = f"{broker!r} {broker.url} {broker.server} {broker}"
+            producer = broker.producer("some-topic")
+            shown[f"{what}, the producer"] = f"{producer!r} {producer}"
+        broker.check()  # closed: an error
+    except AnymqError as error:
+        shown[f"{what}, the error"] = f"{error} {error!r}"
+        shown[f"{what}, its traceback"] = "".join(traceback.format_exception(error))
+    return shown
+
+
+def _error(url: str) -> AnymqError | None:
+    try:
+        anymq.connect(url).close()
+    except AnymqError as error:
+        return error
+    return None
+
+
+_capturing = threading.Lock()  # levels of loggers are the whole process's
+
+
+@contextlib.contextmanager
+def _logged(s: Scenario) -> Iterator[list[str]]:
+    """All log records of anymq and of the client library, at every level."""
+    records: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(self.format(record))
+
+    client = type(s.broker.native).__module__.partition(".")[0]
+    loggers = [logging.getLogger(name) for name in dict.fromkeys(("anymq", client))]
+    keep = Keep()
+    with _capturing:
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.addHandler(keep)
+            logger.setLevel(logging.DEBUG)
+        try:
+            yield records
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.removeHandler(keep)
+                logger.setLevel(level)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+RUN: set[str] = set()
+
+
+def run(text: str) -> None:
+    """What must not be called."""
+    RUN.add(text)
+
+
+class _Bomb:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return run, (self.text,)
+
+
+def _nothing_is_run(s: Scenario) -> None:
+    trap, where = uuid.uuid4().hex, f"{run.__module__}.run"
+    bodies = [
+        *(pickle.dumps(_Bomb(trap), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        f"__import__('sys').modules['{run.__module__}'].run('{trap}')".encode(),
+        f"!!python/object/apply:{where} ['{trap}']".encode(),
+        f'{{"py/reduce": [{{"py/function": "{where}"}}, ["{trap}"]]}}'.encode(),
+    ]
+    kinds = [None, "application/x-python-serialize", "application/x-python", "application/x-yaml"]
+    messages = [Message(body, content_type=kind) for body in bodies for kind in kinds]
+    consumer = s.consumer()
+    producer = s.producer()
+    for number, message in enumerate(messages):
+        message.id = f"{producer.name}-{number}"
+        producer.send_one(message)
+    consumer.drain(messages)
+    for taken in consumer.taken:
+        with contextlib.suppress(DecodeError):
+            value = taken.message.json()
+            s.expect(isinstance(value, dict | list), f"JSON is data, not {type(value)}", taken)
+    s.expect(trap not in RUN, "nothing in a body is run")
+    s.judge("lost", at_least=len(messages))
+    pickle.loads(bodies[0])
+    s.expect(trap in RUN, "the trap would have shown it")

@@ -1,0 +1,48 @@
+"""anymq compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from anymq.cli.run import run
+from anymq.testing.columns import DEFAULT, parse
+
+ONLY = typer.Option(
+    [], "--only", metavar="FAMILY|ID", help="Only these contracts: DEL, ACK-03 (repeatable)."
+)
+JSON = typer.Option(None, "--json", metavar="FILE", help="Write cells and witnesses as JSON, too.")
+
+
+def compare(
+    backend: list[str] = typer.Option(
+        [],
+        "--backend",
+        "-b",
+        metavar="NAME[@VERSION]|URL",
+        help="A broker: memory, rabbitmq, redis, rabbitmq@4.0, or the URL of one that runs "
+        "(repeatable). Without it: memory, rabbitmq and redis.",
+    ),
+    only: list[str] = ONLY,
+    json: Path | None = JSON,
+    markdown: Path | None = typer.Option(
+        None,
+        "--markdown",
+        metavar="FILE",
+        help="Write the matrix as Markdown, too; in a file that has the marks, between them.",
+    ),
+) -> None:
+    """Run every contract against every broker and show where they differ.
+
+    Brokers that are named, not given as a URL, are found or started for the purpose and stopped
+    at the end: a container, a private Debian root, an installed program, whatever is there.
+
+    Exit status: 0; 1 when a cell is broken, or when one of the three brokers that are compared
+    by default cannot be had (the others still run; ANYMQ_ALLOW_MISSING=1 accepts that); 2 for
+    wrong usage, or when a broker named by --backend cannot be had; 130 when interrupted.
+    """
+    sources = parse(backend or DEFAULT)
+    raise typer.Exit(
+        run(sources, only, asked_for=bool(backend), json_file=json, markdown_file=markdown)
+    )

@@ -1,0 +1,361 @@
+"""The command line, on the in-memory broker only."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from anymq.capabilities import Fact, Level
+from anymq.cli import markdown, matrix, run, screen
+from anymq.cli.app import app
+from anymq.cli.progress import Watch
+from anymq.testing import contract as contracts
+from anymq.testing.columns import Column, Source, parse
+from anymq.testing.contract import Contract
+from anymq.testing.history import Event, Kind
+from anymq.testing.runner import Matrix, Progress
+from anymq.testing.verdict import Cell, Outcome
+
+MEMORY = ["--backend", "memory"]
+
+
+def anymq(*words: str) -> Result:
+    result = CliRunner().invoke(app, words)
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+@pytest.fixture
+def broken_contract() -> Iterator[str]:
+    """A contract that fails on every broker."""
+
+    def case(s: Any) -> None:
+        s.producer().send(3)
+        s.expect(False, "water flows uphill", *s.history.events)
+
+    contracts.load()
+    contracts.CONTRACTS["XXX-01"] = Contract("XXX-01", "Water flows uphill", None, case)
+    yield "XXX-01"
+    del contracts.CONTRACTS["XXX-01"]
+
+
+# compare
+
+
+def test_compare_shows_the_matrix() -> None:
+    result = anymq("compare", *MEMORY, "--only", "DEL-01", "--only", "DEL-02")
+    assert result.exit_code == 0
+    for part in ("DEL-01", "retain.without_consumer", "✔ holds", "native", "At a glance"):
+        assert part in result.stdout
+    assert "DEL-04" not in result.stdout
+    assert "nothing is broken" in result.stdout
+
+
+def test_output_is_no_wider_than_100_columns_and_progress_is_apart() -> None:
+    result = anymq("compare", *MEMORY, "--only", "DEL-01")
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert "1 of 1" in result.stderr
+    assert "1 of 1" not in result.stdout
+
+
+def test_json_has_the_agreed_shape(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.json"
+    anymq("compare", *MEMORY, "--only", "DEL-01", "--json", str(path))
+    data = json.loads(path.read_text("utf-8"))
+    (backend,) = data["backends"]
+    assert {"name", "url", "evidence", "version"} <= set(backend)
+    assert (backend["name"], backend["evidence"]) == ("memory", "in-process")
+    (row,) = data["contracts"]
+    assert row["id"] == "DEL-01"
+    assert {"id", "family", "title", "guarantee", "cells"} <= set(row)
+    cell = row["cells"]["memory"]
+    assert {"level", "outcome", "detail", "witness"} <= set(cell)
+    assert cell["outcome"] in set(map(str, Outcome))
+    assert isinstance(cell["witness"], list)
+
+
+def test_json_hides_passwords() -> None:
+    column = Column("redis", "redis://me:secret@host/0?token=hidden", "real", "Redis 8")
+    text = json.dumps(Matrix([], [column]).to_dict())
+    assert "secret" not in text
+    assert "hidden" not in text
+    assert "host" in text
+
+
+def test_a_broken_cell_is_status_1_and_says_why(broken_contract: str, tmp_path: Path) -> None:
+    path = tmp_path / "matrix.json"
+    result = anymq("compare", *MEMORY, "--only", broken_contract, "--json", str(path))
+    assert result.exit_code == 1
+    assert "✘ BROKEN" in result.stdout
+    assert "not so: water flows uphill" in result.stdout
+    assert "anymq explain XXX-01 memory" in result.stdout
+    (row,) = json.loads(path.read_text("utf-8"))["contracts"]
+    assert row["cells"]["memory"]["witness"][0]["kind"] == "send"
+
+
+def test_a_broker_that_was_asked_for_and_is_down_is_status_2() -> None:
+    result = anymq(
+        "compare", *MEMORY, "--backend", "redis://:secret@localhost:1", "--only", "DEL-01"
+    )
+    assert result.exit_code == 2
+    assert "localhost:1" in result.stderr
+    assert "check that the server runs" in result.stderr
+    assert "secret" not in result.output
+    assert "✔ holds" in result.stdout  # the other one ran
+
+
+@pytest.mark.parametrize(("allow", "status"), [("", 1), ("1", 0)])
+def test_a_default_broker_that_is_missing(
+    allow: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANYMQ_ALLOW_MISSING", allow)
+    missing = Source("redis", "redis://localhost:1")
+    sources = [Source("memory"), missing]
+    assert run.run(sources, ["DEL-01"], asked_for=False) == status
+    told = capsys.readouterr()
+    assert len([line for line in told.err.splitlines() if line.startswith("missing: ")]) == 1
+    assert "✔ holds" in told.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--backend", "rabitmq"], "did you mean 'rabbitmq'?"),
+        (["--backend", "rabbitmq@1.2"], "there is 4.3"),
+        (["--backend", "memory@2"], "this version cannot be started"),
+        (["--backend", "nats://host"], "no adapter for nats://"),
+        (["--backend", "redis://host?colour=red"], "unknown option 'colour'"),
+        (["--backend", "redis://u:p#w@host"], "write it as %23"),
+        ([*MEMORY, "--only", "DEL-1"], "did you mean 'DEL-0"),
+        ([*MEMORY, "--only", "zzz"], "families: DEL (Delivery)"),
+        ([*MEMORY, "--only", "DEL-01", "--json", "no/such/folder/x.json"], "there is no folder"),
+    ],
+)
+def test_wrong_words_are_status_2_before_anything_is_started(words: list[str], says: str) -> None:
+    result = anymq("compare", *words)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_unknown_command_or_option_is_status_2() -> None:
+    assert anymq("comprae").exit_code == 2
+    assert anymq("compare", "--bakend", "memory").exit_code == 2
+
+
+def test_version_and_help() -> None:
+    assert re.fullmatch(r"anymq \d+\.\d+.*\n", anymq("--version").stdout)
+    assert "ANYMQ_ALLOW_MISSING=1" in anymq("compare", "--help").stdout
+
+
+# contract
+
+
+def test_contract_runs_the_suite_against_one_broker() -> None:
+    result = anymq("contract", "memory://somewhere", "--only", "DEL-01")
+    assert result.exit_code == 0
+    assert "1 contract on 1 broker" in result.stdout
+
+
+def test_contract_names_the_host_that_does_not_answer() -> None:
+    result = anymq("contract", "redis://localhost:1", "--only", "DEL-01")
+    assert result.exit_code == 2
+    assert "localhost:1" in result.stderr
+
+
+# explain
+
+
+def test_explain_shows_what_made_it_hold() -> None:
+    result = anymq("explain", "del-02", "memory")
+    assert result.exit_code == 0
+    for part in (
+        *("retain.without_consumer", "native: a subscription keeps its messages"),
+        *("✔ holds, and must", "sends m1 to m20: stored", "receives m1 to m20"),
+    ):
+        assert part in result.stdout
+
+
+def test_explain_shows_the_witness(broken_contract: str) -> None:
+    result = anymq("explain", broken_contract, "memory")
+    assert result.exit_code == 1
+    assert "broken: not as declared" in result.stdout
+    assert "What shows it" in result.stdout
+    assert "sends m1 to m3: stored" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["DEL-01", "memori"], "did you mean 'memory'?"),
+        (["DEL-0l", "memory"], "did you mean 'DEL-0"),
+        (["DEL", "memory"], "name one contract of it: DEL-01"),
+        (["DEL-01", "redis://localhost:1"], "localhost:1"),
+    ],
+)
+def test_explain_of_what_is_not_there(words: list[str], says: str) -> None:
+    result = anymq("explain", *words)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_a_timeline_with_many_actors_and_a_fault_stays_narrow(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from anymq.cli.explain import timeline
+
+    events = [
+        Event(Kind.RECEIVED, n / 10, f"c{n}", "t/work", f"id-{n}", attempt=1) for n in range(6)
+    ]
+    events.append(Event(Kind.FAULT, 0.7, text="kill"))
+    events.append(Event(Kind.CRASH, 0.8, "k9"))
+    screen.out.print(timeline("What happened", events))
+    shown = capsys.readouterr().out
+    assert "broker: kill" in shown
+    assert "dies with all it holds" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+# the screen
+
+
+def every_outcome() -> Matrix:
+    fact = Fact(Level.ABSENT, "it cannot", "a page")
+    rows = [Contract(f"DEL-{n:02}", "Something holds", None, lambda s: None) for n in range(8)]
+    columns = [
+        Column("one", "memory://one", "in-process", "memory", "in this process"),
+        Column("two", "redis://two", "real", "Redis 8.0.6", "Debian sid in a private root"),
+        Column("three", "redis://three", "emulator", "Thing 1.0", "container image thing:1.0"),
+    ]
+    found = Matrix(rows, columns)
+    for row, outcome in zip(rows, Outcome, strict=True):
+        for column in columns:
+            cell = Cell(row.id, column.name, "absent", outcome, "why it is so", fact=fact)
+            found.cells[row.id, column.name] = cell
+    return found
+
+
+def test_every_outcome_can_be_read_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
+    matrix.show(every_outcome(), screen.out())
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    legend = shown[shown.index("At a glance") :]
+    for outcome in Outcome:
+        badge = screen.badge(outcome).plain
+        assert shown.count(badge[:5]) >= 2, badge
+        assert badge in legend
+    assert len({screen.badge(outcome).plain[0] for outcome in Outcome}) == len(Outcome)
+    assert "Thing 1.0" in shown
+
+
+def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from anymq.cli.explain import judgement
+
+    found = every_outcome()
+    for cell in found.cells.values():
+        cell.detail = "it is [::1] or [red]h[/], else [/jobs]"
+    matrix.show(found, screen.out())
+    cell = found.cells["DEL-05", "one"]
+    screen.out.print(judgement(found.contracts[5], found.columns[0], cell))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("it is [::1] or [red]h[/], else [/jobs]") >= 5
+
+
+def test_the_matrix_as_markdown(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{markdown.BEGIN}\nstale rows\n{markdown.END}\nafter\n", "utf-8")
+    markdown.write(every_outcome(), path)
+    text = path.read_text("utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "stale rows" not in text
+    assert "| DEL-02 | Something holds | **≠ differs** (absent) |" in text
+
+
+def test_markdown_does_not_overwrite_a_file_without_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "notes.md"
+    path.write_text("mine", "utf-8")
+    result = anymq("compare", *MEMORY, "--only", "DEL-01", "--markdown", str(path))
+    assert result.exit_code == 2
+    assert path.read_text("utf-8") == "mine"
+
+
+def test_plain_progress_is_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    one = Contract("DEL-01", "Something holds", None, lambda s: None)
+    with Watch(["redis"], 1) as watch:
+        watch.tell(Progress("opening", "redis"))
+        watch.tell(Progress("opening", "redis", text="building a root"))
+        watch.tell(Progress("opened", "redis", text="Redis 8"))
+        watch.tell(Progress("running", "redis", one))
+        cell = Cell("DEL-01", "redis", "native", Outcome.BROKEN)
+        watch.tell(Progress("finished", "redis", one, cell))
+        watch.tell(Progress("closed", "redis"))
+    told = capsys.readouterr().err.splitlines()
+    assert told[1:] == [
+        "redis: building a root",
+        "redis: Redis 8 is up",
+        "redis: 1 of 1, DEL-01 broken",
+    ]
+
+
+def test_columns_as_people_write_them() -> None:
+    words = ["redis", "rabbitmq@4.0", "redis://a", "redis://b", "redis", "memory"]
+    assert [source.name for source in parse(words)] == [
+        *("redis", "rabbitmq@4.0", "redis-url", "redis-2", "memory"),
+    ]
+    assert [source.kind for source in parse(words)] == [
+        *("redis", "rabbitmq", "redis", "redis", "memory"),
+    ]
+
+
+# the program itself
+
+
+def program(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['typer'] = None; sys.argv = ['anymq', 'compare'];"
+        "import anymq.cli; anymq.cli.main()"
+    )
+    process = program(code)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (2, "")
+    assert errors == "anymq: the command line is not installed: pip install 'anymq[cli]'\n"
+
+
+def test_an_interrupt_ends_it_in_order() -> None:
+    code = (
+        "import sys, anymq.cli; sys.argv = ['anymq', 'compare', '--backend', 'memory'];"
+        "anymq.cli.main()"
+    )
+    process = program(code)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "is up" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors

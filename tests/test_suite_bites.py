@@ -1,0 +1,123 @@
+"""Faults of anymq itself, not of a broker, that contracts must catch."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import anymq.broker
+import anymq.memory.adapter
+import anymq.url
+from anymq.capabilities import Capabilities, Fact, Guarantee, Level
+from anymq.memory import BACKEND
+from anymq.message import Message
+from anymq.spi import Backend, Subscription, Topic
+from anymq.testing.columns import Source
+from anymq.testing.contract import CONTRACTS, load
+from anymq.testing.runner import run
+from anymq.testing.verdict import Outcome
+
+load()
+ORDER = [guarantee for guarantee in Guarantee if guarantee.value.startswith("order.")]
+
+
+def outcome(contract: str) -> Outcome:
+    return run(CONTRACTS[contract], Source("memory").open()).outcome
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replaces parts of the in-memory backend."""
+
+    def change(**parts: Any) -> None:
+        changed: Backend = replace(BACKEND, **parts)
+        monkeypatch.setattr("anymq.memory.BACKEND", changed)
+        if "declare" in parts:
+            monkeypatch.setattr(anymq.memory.adapter, "declare", parts["declare"])
+
+    return change
+
+
+def without(*absent: Guarantee) -> Callable[..., Capabilities]:
+    def declare(
+        options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
+    ) -> Capabilities:
+        found = BACKEND.declare(options, at, server)
+        gone = dict.fromkeys(absent, Fact(Level.ABSENT, "taken away"))
+        return replace(found, facts={**found.facts, **gone})
+
+    return declare
+
+
+def test_healthy() -> None:
+    assert outcome("ORD-06") is outcome("SEC-05") is Outcome.HOLDS
+
+
+def test_order_that_is_absent_and_refused(backend: Callable[..., None]) -> None:
+    backend(declare=without(*ORDER))
+    assert outcome("ORD-06") is Outcome.HOLDS
+
+
+def test_order_that_is_absent_and_not_refused(
+    backend: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend(declare=without(*ORDER))
+    monkeypatch.setattr(anymq.broker, "_check_options", lambda *_: None)
+    assert outcome("ORD-06") is Outcome.BROKEN
+
+
+def test_a_requirement_that_is_ignored(
+    backend: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend(declare=without(Guarantee.ORDER_COMPETING))
+    monkeypatch.setattr(anymq.broker, "_check_requirements", lambda *_: None)
+    assert outcome("ORD-06") is Outcome.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("contract", "absent"),
+    [
+        ("ORD-02", Guarantee.ORDER_COMPETING),
+        ("ORD-04", Guarantee.ORDER_AFTER_NACK),
+        ("ORD-05", Guarantee.ORDER_COMPETING),
+        ("PAY-01", Guarantee.BINARY),
+        ("PAY-04", Guarantee.HEADERS),
+    ],
+)
+def test_what_holds_though_it_is_declared_absent(
+    backend: Callable[..., None], contract: str, absent: Guarantee
+) -> None:
+    backend(declare=without(absent))
+    assert outcome(contract) is Outcome.BROKEN
+
+
+def test_a_url_that_shows_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = anymq.url.Url.__str__
+    monkeypatch.setattr(
+        anymq.url.Url, "__str__", lambda url: hidden(url).replace("***", str(url.password))
+    )
+    assert outcome("SEC-05") is Outcome.BROKEN
+
+
+def test_an_error_that_shows_a_wrong_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anymq.url, "_hide", lambda text: text)
+    assert outcome("SEC-05") is Outcome.BROKEN
+
+
+def test_a_log_record_that_shows_a_password(backend: Callable[..., None]) -> None:
+    def connect(url: anymq.url.Url, options: Mapping[str, Any]) -> Any:
+        logging.getLogger("anymq.memory").debug("as %s with %s", url.username, url.password)
+        return BACKEND.connect(url, options)
+
+    backend(connect=connect)
+    assert outcome("SEC-05") is Outcome.BROKEN
+
+
+def test_a_body_that_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Message, "json", lambda message: pickle.loads(message.body))
+    assert outcome("SEC-05") is Outcome.BROKEN
