@@ -44,7 +44,7 @@ def creating_is_idempotent(s: Scenario) -> None:
 def _conflicts(s: Scenario) -> list[tuple[Subscription, tuple[str, ...], tuple[str, ...]]]:
     """The same subscription with another option, and the words for its two values. A broker may
     count deliveries from zero, and have no word for what is off."""
-    found = []
+    found: list[tuple[Subscription, tuple[str, ...], tuple[str, ...]]] = []
     ordered = s.new_subscription("work", ordered=True)
     if s.capabilities(ordered).has(Guarantee.ORDER_PER_KEY):
         found.append((ordered, ("ordered=False", "none"), ("True", "true")))

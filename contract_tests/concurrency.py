@@ -28,7 +28,7 @@ def a_shared_producer(s: Scenario) -> None:
     senders = [s.share(shared) for _ in range(THREADS)]
     s.together(*(partial(_send_in_every_way, one, s.patience) for one in senders))
     total = THREADS * 60
-    s.until(lambda: len(set(ids(consumer.taken))) >= total)
+    s.until(lambda: len(set(ids(consumer.taken))) >= total, 5 * s.patience)
     consumer.close()
     classes = ["lost", "unanswered", "duplicate"] + (["inversion"] if in_order else [])
     found = s.judge(*classes, where=[wanted], at_least=total)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import anymq
 from anymq import Guarantee, Message, Subscription
@@ -17,6 +18,7 @@ from anymq.testing.receiving import RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 
 ORDERED = {"ordered": True}
+CROWD = 5  # hundreds of messages may take so many times the patience
 
 
 @contract("ORD-01", Guarantee.ORDER_QUEUE, subscription=ORDERED, certain=False)
@@ -31,7 +33,7 @@ def first_in_first_out(s: Scenario) -> None:
         producer.send_one(message)
     for answer in answers:
         answer.result(s.patience)
-    s.until(lambda: len(set(ids(consumer.taken))) >= len(sent))
+    s.until(lambda: len(set(ids(consumer.taken))) >= len(sent), CROWD * s.patience)
     consumer.close()
     s.tries(len(sent))
     late, worst = inversions(sent, consumer.taken)
@@ -48,7 +50,7 @@ def order_among_competing_consumers(s: Scenario) -> None:
     handled = _InFlight()
     consumers = [s.consumer(broker=s.connect(), prefetch=4).start(handled) for _ in range(3)]
     sent = _keyed(s, 240, keys=8)
-    s.until(lambda: len({one.id for c in consumers for one in c.taken}) >= len(sent))
+    s.until(lambda: _distinct(consumers) >= len(sent), CROWD * s.patience)
     for consumer in consumers:
         consumer.close()
     s.expect(not handled.crowded, f"one at a time of each key: {handled}", handled.crowded)
@@ -122,7 +124,7 @@ def order_when_consumers_come_and_go(s: Scenario) -> None:
     child.kill()
     acked = {event.id for event in s.history.of(Kind.ACK)}
     rest = [message for message in sent if message.id not in acked]
-    last.drain(rest, _patience(s))
+    last.drain(rest, CROWD * _patience(s))
     s.judge("inversion", "overtaking", "concurrent", "after_ack", "lost", at_least=len(sent))
 
 
@@ -136,7 +138,7 @@ def order_is_refused_where_absent(s: Scenario) -> None:
         if not guarantee.value.startswith("order."):
             continue
         needy = s.new_subscription("work", ordered=ordered, requires=(guarantee,))
-        error = s.error_of(lambda needy=needy: anymq.connect(s.url, needy).close())
+        error = s.error_of(partial(_opens, s, needy))
         if s.capabilities(needy).level(guarantee) in PROMISED:
             s.expect(error is None, f"{guarantee.value} is promised and may be required: {error}")
         else:
@@ -147,7 +149,7 @@ def order_is_refused_where_absent(s: Scenario) -> None:
         _works(s, wanted)
         return
     attempts = (
-        lambda: anymq.connect(s.url, wanted).close(),
+        partial(_opens, s, wanted),
         lambda: s.provision(wanted.topic, wanted),
         lambda: s.consumer(wanted),
     )
@@ -155,6 +157,10 @@ def order_is_refused_where_absent(s: Scenario) -> None:
         error = s.error_of(attempt)
         told = isinstance(error, UnsupportedError | PlannedError) and "ordered" in str(error)
         s.expect(told, f"ordered=True is refused and named, not {error!r}")
+
+
+def _opens(s: Scenario, wanted: Subscription) -> None:
+    anymq.connect(s.url, wanted).close()
 
 
 def _works(s: Scenario, wanted: Subscription) -> None:
@@ -181,6 +187,11 @@ def inversions(sent: Sequence[Message], taken: Iterable[Taken]) -> tuple[list[Ta
             worst = max(worst, newest - place[one.id])
         newest = max(newest, place[one.id])
     return late, worst
+
+
+def _distinct(consumers: Iterable[RecordingConsumer]) -> int:
+    """How many messages they have got together."""
+    return len({taken.id for consumer in consumers for taken in consumer.taken})
 
 
 def _patience(s: Scenario) -> float:
@@ -268,7 +279,7 @@ class _FailSome:
 def _until_handled(
     s: Scenario, sent: Sequence[Message], handler: _FailSome, step: Callable[[], None]
 ) -> None:
-    wanted, until = {message.id for message in sent}, time.monotonic() + 2 * s.patience
+    wanted, until = {message.id for message in sent}, time.monotonic() + CROWD * s.patience
     while wanted - handler.handled and time.monotonic() < until:
         step()
 

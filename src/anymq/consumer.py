@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 import threading
@@ -25,6 +24,7 @@ from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
+from anymq.retry import Held, Retries
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Subscription
 
@@ -76,8 +76,7 @@ class Consumer:
         self._waiters = 0
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
         self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
-        self._retries: list[tuple[float, int, Delivery]] = []  # nacked with a delay, kept here
-        self._retry_numbers = itertools.count()
+        self._retries = Retries()
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
         self._failure: BaseException | None = None
@@ -151,9 +150,7 @@ class Consumer:
             return []
         if self._max_in_flight is not None:
             limit = min(limit, self._max_in_flight - len(self._held))
-        taken: list[Delivery] = []
-        while self._retries and len(taken) < limit and self._retries[0][0] <= time.monotonic():
-            taken.append(heapq.heappop(self._retries)[2])
+        taken = self._retries.take(limit) if self._retries else []
         if self._max_bytes is not None:
             limit = self._fitting(limit)
         if self._lanes is not None:
@@ -184,10 +181,8 @@ class Consumer:
 
     def _wait(self, timeout: float) -> None:
         """With the lock held: until something changes, or a held retry is due."""
-        if self._retries:
-            timeout = min(timeout, max(0.0, self._retries[0][0] - time.monotonic()))
         self._waiters += 1
-        self._changed.wait(timeout)
+        self._changed.wait(max(0.0, min(timeout, self._retries.wait())))
         self._waiters -= 1
 
     def _notify(self) -> None:
@@ -248,8 +243,8 @@ class Consumer:
             rest = [d for d in self._buffer if d.claim is not claim]
             self._buffer.clear()
             self._buffer.extend(rest)
-            for delivery in [r[2] for r in self._retries if r[2].claim is claim]:
-                self._forget_retry(delivery)
+            for retry in [d for d in self._retries if d.claim is claim]:
+                self._forget_retry(retry)
             for delivery in [d for d in list(self._held) if d.claim is claim]:
                 self._lose(delivery)
             self._failure = self._failure or claim.ended
@@ -294,14 +289,14 @@ class Consumer:
         attempts = self.subscription.max_attempts
         if attempts is not None and (delivery.attempt or 1) >= attempts:
             self._park(delivery, "max_attempts", error)
-        elif delay > self.capabilities.limits.nack_delay or type(delivery) is _Held:
+        elif delay > self.capabilities.limits.nack_delay or type(delivery) is Held:
             self._hold(delivery, delay)
         else:
             self._return(delivery, lambda mine: self._failed(mine, delay))
 
     def release(self, delivery: Delivery) -> None:
         """See Delivery.release()."""
-        if type(delivery) is _Held:
+        if type(delivery) is Held:
             self._return(delivery, self._failed)
         else:
             self._return(delivery, self._receiver.release)
@@ -362,13 +357,13 @@ class Consumer:
             return
         stays = give_back is None
         with self._lock:
-            held = [*self._held, *(retry[2] for retry in self._retries)]
+            held = [*self._held, *self._retries]
             waiting, handled = self._lanes.return_begins(delivery, self._buffer, held, stays=stays)
             followers = [d for d in handled if self._lose(d) or self._forget_retry(d)] + waiting
         try:
             if give_back is not None:
                 give_back([delivery])
-            for failed, some in itertools.groupby(followers, lambda d: type(d) is _Held):
+            for failed, some in itertools.groupby(followers, lambda d: type(d) is Held):
                 (self._failed if failed else self._receiver.release)(list(some))
         finally:
             with self._lock:
@@ -376,11 +371,8 @@ class Consumer:
 
     def _forget_retry(self, delivery: Delivery) -> bool:
         """With the lock held: it does not wait here for its next attempt any more."""
-        left = [retry for retry in self._retries if retry[2] is not delivery]
-        if len(left) == len(self._retries):
+        if not self._retries.forget(delivery):
             return False
-        self._retries = left
-        heapq.heapify(self._retries)
         if self._lanes is not None:
             self._lanes.settled(delivery)
         return True
@@ -406,21 +398,8 @@ class Consumer:
         if not self._claim_settlement(delivery):
             return
         self._give_lane_back(delivery, None)
-        again = _Held(
-            delivery.message,
-            delivery.handle,
-            delivery.claim,
-            None if delivery.attempt is None else delivery.attempt + 1,
-            delivery.lane,
-            delivery.deadline,
-            delivery.native,
-        )
         with self._lock:
-            again.since = delivery.since
-            if delivery.lane is not None:
-                again.number = delivery.number
-            due = time.monotonic() + delay
-            heapq.heappush(self._retries, (due, next(self._retry_numbers), again))
+            self._retries.keep(delivery, delay)
             self._changed.notify_all()
 
     def _freed(self, delivery: Delivery) -> None:
@@ -515,7 +494,7 @@ class Consumer:
 
     def _extend(self) -> None:
         with self._lock:
-            ours = [*self._held, *self._buffer, *(retry[2] for retry in self._retries)]
+            ours = [*self._held, *self._buffer, *self._retries]
         for delivery, error in self._leases.extend(ours):
             log.info("message %s: %s", delivery.message.id, error)
             if delivery in self._held:  # those of its lane must not overtake it
@@ -538,8 +517,9 @@ class Consumer:
     # ending
 
     def stop(self) -> None:
-        """Hand out nothing more: iterations end, receive() returns. From any thread, also from a
-        signal handler's; close() does the rest."""
+        """Hand out nothing more: iterations end, receive() returns; close() does the rest. From
+        any thread, but not from a signal handler, which may have interrupted what it waits for:
+        raise an exception there, as Ctrl-C does."""
         self._stopping = True
         self._receiver.stop()
         self._upkeep_wake.set()
@@ -579,10 +559,8 @@ class Consumer:
         with self._lock:
             left = [d for d in list(self._held) if self._lose(d)] + list(self._buffer)
             self._buffer.clear()
-            failed = [retry[2] for retry in self._retries]
-            failed += [d for d in left if type(d) is _Held]
-            left = [d for d in left if type(d) is not _Held]
-            self._retries.clear()
+            failed = self._retries.clear() + [d for d in left if type(d) is Held]
+            left = [d for d in left if type(d) is not Held]
         if failed:
             self._failed(failed)
         if left:
@@ -606,10 +584,3 @@ class Consumer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Held(Delivery):
-    """A delivery that is handed out again by the consumer. However often that was, the broker
-    learns of one failed attempt: when it is given back, or its consumer dies."""
-
-    __slots__ = ()

@@ -1,0 +1,75 @@
+"""Deliveries that wait in the consumer for their next attempt, where the broker takes no delay.
+
+Called with the consumer's lock held.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Iterator
+
+from anymq.message import Delivery
+
+
+class Held(Delivery):
+    """A delivery that is handed out again by the consumer. However often that was, the broker
+    learns of one failed attempt: when it is given back, or its consumer dies."""
+
+    __slots__ = ()
+
+
+class Retries:
+    """What was nacked with a delay and is kept here, unsettled, until it is due."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, Held]] = []  # a heap, by time.monotonic()
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Held]:
+        return (held for _, _, held in self._waiting)
+
+    def keep(self, delivery: Delivery, delay: float) -> None:
+        """Hand it out again after `delay` seconds, as the attempt after this one."""
+        held = Held(
+            delivery.message,
+            delivery.handle,
+            delivery.claim,
+            None if delivery.attempt is None else delivery.attempt + 1,
+            delivery.lane,
+            delivery.deadline,
+            delivery.native,
+        )
+        held.since = delivery.since
+        if delivery.lane is not None:
+            held.number = delivery.number
+        heapq.heappush(self._waiting, (time.monotonic() + delay, next(self._numbers), held))
+
+    def take(self, limit: int) -> list[Delivery]:
+        """Remove and return what is due."""
+        taken: list[Delivery] = []
+        while self._waiting and len(taken) < limit and self.wait() <= 0:
+            taken.append(heapq.heappop(self._waiting)[2])
+        return taken
+
+    def wait(self) -> float:
+        """Seconds until the first is due."""
+        return self._waiting[0][0] - time.monotonic() if self._waiting else float("inf")
+
+    def forget(self, delivery: Delivery) -> bool:
+        """It does not wait here any more. False when it did not."""
+        left = [entry for entry in self._waiting if entry[2] is not delivery]
+        found = len(left) < len(self._waiting)
+        self._waiting = left
+        heapq.heapify(self._waiting)
+        return found
+
+    def clear(self) -> list[Delivery]:
+        """Remove and return everything."""
+        gone: list[Delivery] = list(self)
+        self._waiting.clear()
+        return gone
