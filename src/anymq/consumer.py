@@ -462,7 +462,7 @@ class Consumer:
         else:
             if not self._blocked:  # the rest of a batch fails the same way: said once
                 log.error(
-                    "the dead letter of message %s of %s was not stored, the message comes again: %s",
+                    "the dead letter of message %s of %s was not stored; it comes again: %s",
                     delivery.message.id,
                     self.subscription,
                     failure,
