@@ -77,6 +77,7 @@ class Consumer:
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
         self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
         self._retries = Retries()
+        self._kept = self._retries.waiting
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
         self._failure: BaseException | None = None
@@ -129,7 +130,7 @@ class Consumer:
             self._raise_failure()
         buffer, held, me = self._buffer, self._held, threading.get_ident()
         while not self._stopping:
-            if not self._plain or self._retries or self._failure:
+            if not self._plain or self._kept or self._failure:
                 yield from self.receive(1)
             elif buffer:
                 try:
@@ -146,11 +147,11 @@ class Consumer:
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
-        if self._blocked or not (self._buffer or self._retries):
+        if self._blocked or not (self._buffer or self._kept):
             return []
         if self._max_in_flight is not None:
             limit = min(limit, self._max_in_flight - len(self._held))
-        taken = self._retries.take(limit) if self._retries else []
+        taken = self._retries.take(limit) if self._kept else []
         if self._max_bytes is not None:
             limit = self._fitting(limit)
         if self._lanes is not None:
@@ -177,7 +178,7 @@ class Consumer:
 
     def _room(self) -> int:
         """How many more may be with this consumer, waiting or handed out."""
-        return self._prefetch - len(self._buffer) - len(self._held) - len(self._retries)
+        return self._prefetch - len(self._buffer) - len(self._held) - len(self._kept)
 
     def _wait(self, timeout: float) -> None:
         """With the lock held: until something changes, or a held retry is due."""
@@ -194,7 +195,7 @@ class Consumer:
 
     def _fetch(self, limit: int, wait: float) -> None:
         """One call of the receiver; the caller has taken the fetch lock."""
-        if self._retries:
+        if self._kept:
             wait = min(wait, SLICE)
         try:
             fetched = self._receiver.receive(limit, wait)
@@ -267,14 +268,17 @@ class Consumer:
             self._too_late(delivery, wait)
             return
         delivery.state = SETTLED
-        self._acks.append(delivery)
         if self._lanes is not None:
             self._freed(delivery)
-        waiting = len(self._acks)
-        if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
-            self._settling.flush()
-        elif waiting == 1:
-            self._upkeep_wake.set()
+        if not (self._held or self._buffer or self._acks):
+            self._settling.hand_over((delivery,))  # nothing would travel with it
+        else:
+            self._acks.append(delivery)
+            waiting = len(self._acks)
+            if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
+                self._settling.flush()
+            elif waiting == 1:
+                self._upkeep_wake.set()
         if self._waiters:
             self._notify()
         if wait:

@@ -24,14 +24,11 @@ class Retries:
     """What was nacked with a delay and is kept here, unsettled, until it is due."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[float, int, Held]] = []  # a heap, by time.monotonic()
+        self.waiting: list[tuple[float, int, Held]] = []  # a heap, by time.monotonic(); one object
         self._numbers = itertools.count()
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def __iter__(self) -> Iterator[Held]:
-        return (held for _, _, held in self._waiting)
+        return (held for _, _, held in self.waiting)
 
     def keep(self, delivery: Delivery, delay: float) -> None:
         """Hand it out again after `delay` seconds, as the attempt after this one."""
@@ -47,29 +44,29 @@ class Retries:
         held.since = delivery.since
         if delivery.lane is not None:
             held.number = delivery.number
-        heapq.heappush(self._waiting, (time.monotonic() + delay, next(self._numbers), held))
+        heapq.heappush(self.waiting, (time.monotonic() + delay, next(self._numbers), held))
 
     def take(self, limit: int) -> list[Delivery]:
         """Remove and return what is due."""
         taken: list[Delivery] = []
-        while self._waiting and len(taken) < limit and self.wait() <= 0:
-            taken.append(heapq.heappop(self._waiting)[2])
+        while self.waiting and len(taken) < limit and self.wait() <= 0:
+            taken.append(heapq.heappop(self.waiting)[2])
         return taken
 
     def wait(self) -> float:
         """Seconds until the first is due."""
-        return self._waiting[0][0] - time.monotonic() if self._waiting else float("inf")
+        return self.waiting[0][0] - time.monotonic() if self.waiting else float("inf")
 
     def forget(self, delivery: Delivery) -> bool:
         """It does not wait here any more. False when it did not."""
-        left = [entry for entry in self._waiting if entry[2] is not delivery]
-        found = len(left) < len(self._waiting)
-        self._waiting = left
-        heapq.heapify(self._waiting)
+        left = [entry for entry in self.waiting if entry[2] is not delivery]
+        found = len(left) < len(self.waiting)
+        self.waiting[:] = left
+        heapq.heapify(self.waiting)
         return found
 
     def clear(self) -> list[Delivery]:
         """Remove and return everything."""
         gone: list[Delivery] = list(self)
-        self._waiting.clear()
+        self.waiting.clear()
         return gone

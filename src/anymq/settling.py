@@ -33,15 +33,20 @@ class Settling:
     def flush(self) -> None:
         """Hand over the acks that wait. They are appended and taken one by one: both are atomic,
         so that none is lost between threads."""
+        pop = self.waiting.popleft
         with self._handing_over:
-            if not self.waiting:
-                return
-            pop = self.waiting.popleft
-            refused = self._receiver.ack([pop() for _ in range(len(self.waiting))])
+            acks = [pop() for _ in range(len(self.waiting))]
+            refused = self._receiver.ack(acks) if acks else ()
             if refused:  # before an ack(wait=True) that waits for the lock looks at its delivery
                 refused = self._count(refused)
         if refused:
             self._tell(refused)
+
+    def hand_over(self, acks: Sequence[Delivery]) -> None:
+        """These, at once."""
+        refused = self._receiver.ack(acks)
+        if refused:
+            self.report(refused)
 
     def confirm(self, timeout: float) -> None:
         """Flush, and wait until the broker has applied it. Raises LeaseLostError when something
