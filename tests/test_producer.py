@@ -33,15 +33,18 @@ REFUSED = SendOutcome(Status.FAILED, BrokerError("no"))
 class LateSender(Sender):
     """Answers when told to, from the thread that tells."""
 
-    window = 4
+    pipeline = 2
     batch = 3
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Sequence[Message], Done]] = []
         self.batches: list[list[bytes]] = []
         self.arrived = threading.Condition()
+        self.closed = False
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
+        if self.closed:
+            raise ClosedError("closed")
         with self.arrived:
             self.batches.append([m.body for m in batch])
             self.waiting.append((batch, done))
@@ -54,6 +57,7 @@ class LateSender(Sender):
         done([outcome(m) for m in batch])
 
     def close(self, timeout: float) -> None:
+        self.closed = True
         waiting, self.waiting = self.waiting, []
         for batch, done in waiting:
             done([SendOutcome(Status.UNKNOWN, SendUnknownError("closed"))] * len(batch))
@@ -62,7 +66,6 @@ class LateSender(Sender):
 class PromptSender(LateSender):
     """Answers at once, by a function of the message."""
 
-    window = 10_000
     batch = 500
 
     def __init__(self, outcome: Callable[[Message], SendOutcome] = lambda _: STORED) -> None:
@@ -88,14 +91,17 @@ def numbered(count: int) -> Iterator[Message]:
 def test_one_batch_travels_while_the_next_one_grows() -> None:
     sender = LateSender()
     out = producer(sender)
-    futures = [out.send_soon(m) for m in numbered(10)]
-    assert sender.batches == [[b"0"], [b"1"], [b"2"], [b"3"]]  # the window is full
+    futures = [out.send_soon(m) for m in numbered(3)]
+    assert sender.batches == [[b"0"]]  # at once, for nothing was in flight
+    futures += [out.send_soon(Message(b"%d" % i)) for i in range(3, 9)]
+    assert sender.batches[1:] == [[b"1", b"2", b"3"]]  # full; the pipeline takes two
     sender.answer()
-    assert sender.batches[4:] == [[b"4", b"5", b"6"]]  # what waited goes as one batch
-    while not all(f.done() for f in futures):
-        sender.answer()
-    assert [b for batch in sender.batches for b in batch] == [b"%d" % i for i in range(10)]
-    assert [f.result().status for f in futures] == [Status.STORED] * 10
+    assert sender.batches[2:] == [[b"4", b"5", b"6"]]
+    sender.answer()
+    sender.answer()
+    assert sender.batches[3:] == [[b"7", b"8"]]  # not full, but nothing is in flight
+    sender.answer()
+    assert [f.result().status for f in futures] == [Status.STORED] * 9
 
 
 def test_no_room_blocks_and_in_the_end_raises_with_nothing_handed_over() -> None:
@@ -281,7 +287,8 @@ def test_closing_names_what_was_not_answered() -> None:
     futures = [out.send_soon(m) for m in numbered(3)]
     with pytest.raises(SendUnknownError, match="3 messages"):
         out.close(0.1)
-    assert all(isinstance(f.exception(), SendUnknownError) for f in futures)
+    errors = [type(f.exception()) for f in futures]
+    assert errors == [SendUnknownError, ClosedError, ClosedError]  # two had not left yet
 
 
 def test_many_threads_keep_the_order_of_each() -> None:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -64,8 +63,8 @@ class SendReport:
 class Outbox:
     """What waits in front of Sender.send, bounded in messages and bytes.
 
-    Whoever finds it idle pumps it: no thread, no linger; while one batch is being handed over,
-    the next one grows.
+    Whoever finds it idle pumps it: no thread, no linger; while one batch is in flight the next
+    one grows, and goes when that one is answered or when it is full.
     """
 
     def __init__(self, sender: Sender, max_pending: int, max_pending_bytes: int) -> None:
@@ -75,8 +74,9 @@ class Outbox:
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         self.queue: deque[tuple[Sequence[Message], int, Done]] = deque()
-        self.pending = self.pending_bytes = 0  # waiting or in flight
-        self.in_flight = 0
+        self.pending = self.pending_bytes = 0  # messages and bytes, waiting or in flight
+        self.queued = 0  # messages
+        self.in_flight = 0  # batches
         self.pumping = False
         self.waiters = 0
 
@@ -90,11 +90,15 @@ class Outbox:
                 self._wait(lambda: not self.pending or self._fits(count, size), timeout)
             self.pending += count
             self.pending_bytes += size
-            if self.pumping or self.queue or self.in_flight >= self.sender.window:
+            if self.in_flight or self.queue or self.pumping:
                 self.queue.append((chunk, size, done))
-                return
+                self.queued += count
+                if self.pumping or not self._ready():
+                    return
+                chunk, size, done = self._next()
+            else:
+                self.in_flight = 1
             self.pumping = True
-            self.in_flight += count
         self._pump(chunk, size, done)
 
     def drain(self, timeout: float) -> int:
@@ -123,24 +127,28 @@ class Outbox:
 
     def _pump(self, chunk: Sequence[Message], size: int, done: Done) -> None:
         """Hand over a chunk, and what came meanwhile. The caller has set pumping."""
-        try:
-            while True:
-                self._hand_over(chunk, size, done)
-                with self.lock:
-                    if not self.queue or self.in_flight >= self.sender.window:
-                        self.pumping = False
-                        return
-                    chunk, size, done = self._next()
-        except BaseException:  # Ctrl-C: nobody knows how far it came, but others may go on
-            self.pumping = False
-            raise
+        while True:
+            self._hand_over(chunk, _Flight(self, len(chunk), size, done))
+            with self.lock:
+                if not self._ready():
+                    self.pumping = False
+                    return
+                chunk, size, done = self._next()
+
+    def _ready(self) -> bool:
+        """With the lock held: when nothing is in flight, what waits goes at once; else when it
+        fills a batch."""
+        if not self.in_flight:
+            return bool(self.queue)
+        return self.queued >= self.sender.batch and self.in_flight < self.sender.pipeline
 
     def _next(self) -> tuple[Sequence[Message], int, Done]:
         """With the lock held: the next batch, made of the chunks that wait."""
         chunk, size, done = self.queue.popleft()
+        self.queued -= len(chunk)
         if self.queue and len(chunk) < self.sender.batch:
             chunk, size, done = self._join(chunk, size, done)
-        self.in_flight += len(chunk)
+        self.in_flight += 1
         return chunk, size, done
 
     def _join(
@@ -150,6 +158,7 @@ class Outbox:
         joined, parts = list(chunk), [(len(chunk), done)]
         while self.queue and len(joined) < self.sender.batch:
             more, its_size, its_done = self.queue.popleft()
+            self.queued -= len(more)
             joined += more
             size += its_size
             parts.append((len(more), its_done))
@@ -162,30 +171,50 @@ class Outbox:
 
         return joined, size, split
 
-    def _hand_over(self, chunk: Sequence[Message], size: int, done: Done) -> None:
-        answered = partial(self._answered, len(chunk), size, done)
+    def _hand_over(self, chunk: Sequence[Message], flight: _Flight) -> None:
         try:
-            self.sender.send(chunk, answered)
+            self.sender.send(chunk, flight.answered)
         except AnymqError as error:  # by contract nothing was handed over
-            answered([SendOutcome(Status.FAILED, error)] * len(chunk))
+            flight.answered([SendOutcome(Status.FAILED, error)] * len(chunk))
         except Exception as error:  # noqa: BLE001 (a fault of the adapter: nobody knows)
             unknown = SendUnknownError(f"the adapter failed: {error!r}; it may be stored")
             unknown.__cause__ = error
-            answered([SendOutcome(Status.UNKNOWN, unknown)] * len(chunk))
+            flight.answered([SendOutcome(Status.UNKNOWN, unknown)] * len(chunk))
+        except BaseException:  # Ctrl-C: nobody knows how far it came, but others may go on
+            with self.lock:
+                self.pumping = False
+                self.in_flight -= flight.awaited
+                flight.awaited = False
+            raise
 
-    def _answered(self, count: int, size: int, done: Done, outcomes: Sequence[SendOutcome]) -> None:
-        done(outcomes)
-        with self.lock:
-            self.in_flight -= count
-            self.pending -= count
-            self.pending_bytes -= size
-            if self.waiters:
-                self.changed.notify_all()
-            if self.pumping or not self.queue or self.in_flight >= self.sender.window:
+
+class _Flight:
+    """A batch on its way. `awaited`: what follows waits for its answer."""
+
+    __slots__ = ("awaited", "box", "count", "done", "size")
+
+    def __init__(self, box: Outbox, count: int, size: int, done: Done) -> None:
+        self.box = box
+        self.count = count
+        self.size = size
+        self.done = done
+        self.awaited = True
+
+    def answered(self, outcomes: Sequence[SendOutcome]) -> None:
+        self.done(outcomes)
+        box = self.box
+        with box.lock:
+            box.in_flight -= self.awaited
+            self.awaited = False
+            box.pending -= self.count
+            box.pending_bytes -= self.size
+            if box.waiters:
+                box.changed.notify_all()
+            if box.pumping or not box._ready():
                 return
-            self.pumping = True
-            following = self._next()
-        self._pump(*following)
+            box.pumping = True
+            following = box._next()
+        box._pump(*following)
 
 
 class Producer:

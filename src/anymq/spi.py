@@ -127,11 +127,11 @@ class Depth:
 class Sender(ABC):
     """Sends to one topic."""
 
-    window: int = 10_000
-    """Messages that may be unanswered at once; the portable layer holds back the rest."""
-
     batch: int = 500
     """Messages that one call of send() takes best."""
+
+    pipeline: int = 2
+    """Full batches that may be unanswered at once."""
 
     @abstractmethod
     def send(self, batch: Sequence[Message], done: Done) -> None:
