@@ -7,6 +7,7 @@ A letter is the message as it was (body, id, key, headers, types, first time of 
     anymq-dead-attempts   the attempt that failed last, where the broker counts
     anymq-dead-error      type and text of the last error, where there was one
     anymq-dead-time       when, ISO 8601 in UTC
+    anymq-dead-redriven   how often it had come back from the dead letters before (redrive.py)
 
 A crash between storing the letter and acking the message makes a second letter with the same id,
 never none.
@@ -20,6 +21,7 @@ from anymq.message import Delivery, Message
 from anymq.spi import Subscription
 
 PREFIX = "anymq-dead-"
+REDRIVEN = PREFIX + "redriven"
 ERROR_LENGTH = 300  # characters: brokers limit headers
 
 
@@ -28,7 +30,9 @@ def letter(
 ) -> Message:
     """The dead letter of a delivery."""
     message = delivery.message
-    headers = {k: v for k, v in message.headers.items() if not k.startswith(PREFIX)}
+    headers = {
+        k: v for k, v in message.headers.items() if not k.startswith(PREFIX) or k == REDRIVEN
+    }
     headers[PREFIX + "reason"] = reason
     headers[PREFIX + "origin"] = str(origin)
     if delivery.attempt is not None:
