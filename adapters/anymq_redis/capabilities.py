@@ -7,8 +7,14 @@ from typing import Any
 
 from anymq.spi import Capabilities, Fact, Guarantee, Level, Limits, Scope, Subscription, Topic
 
-MAX_PAYLOAD = 512 << 20
-"""Bytes of one argument of a command: proto-max-bulk-len as Redis comes. An envelope counts."""
+MAX_PAYLOAD = (32 << 20) - 1024
+"""Bytes of a payload, its envelope included, that subscribers survive: with stock settings
+(client-output-buffer-limit pubsub 32mb) the server answers PUBLISH with their number and then cuts
+off everyone to whom it has to send more (seen on 8.0.6: 32 MiB arrive with a short channel name,
+32 MiB and 20,000 bytes do not). PUBLISH itself takes 512 MB."""
+
+MAX_BODY = MAX_PAYLOAD - (64 << 10)
+"""Bytes of a body beside an envelope of the usual size. Longer headers are counted by the sender."""
 
 ABOUT = "Redis pub/sub channel"
 ASSUMED = "Redis 6 or later, one server, stock settings"
@@ -179,7 +185,7 @@ def declare(
             Guarantee.BINARY: _BINARY,
             **_CARRYING[options.get("envelope", "always")],
         },
-        Limits(body=MAX_PAYLOAD, order=Scope.CONNECTION),
+        Limits(body=MAX_BODY, order=Scope.CONNECTION),
         ABOUT,
         server,
         () if server else (ASSUMED,),
