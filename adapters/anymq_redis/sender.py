@@ -151,7 +151,7 @@ def _payload(message: Message, envelope: str) -> bytes:
     payload = encode(message, envelope)
     if len(payload) > MAX_PAYLOAD:
         raise TooLargeError(
-            f"message {message.id}: {len(payload)} bytes with its envelope; over {MAX_PAYLOAD} Redis"
-            " would cut off every subscriber (client-output-buffer-limit pubsub)"
+            f"message {message.id}: {len(payload)} bytes with its envelope; with more than"
+            f" {MAX_PAYLOAD} Redis may cut off subscribers (client-output-buffer-limit pubsub)"
         )
     return payload
