@@ -29,8 +29,6 @@ PENDING = {
     Guarantee.EPHEMERAL,
     Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,
-    Guarantee.DEPTH,
-    Guarantee.PURGE,
 }
 
 

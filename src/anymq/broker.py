@@ -121,6 +121,9 @@ class Broker(Closing):
         ConfigError, for anymq did not make it."""
         self._usable()
         for item in what:
+            if item.address is not None:
+                raise ConfigError(f"{item} is an address: anymq removes only what it made")
+        for item in what:
             self._adapter.remove(item)
 
     def depth(self, subscription: Subscription | str) -> Depth:
@@ -190,7 +193,8 @@ class Broker(Closing):
         not_retryable        exceptions that send a delivery to the dead letters at once, beside
                              DecodeError
 
-        Raises NotFoundError, UnsupportedError for an option that the broker cannot keep."""
+        Raises NotFoundError, also where its dead letters have nowhere to go, and UnsupportedError
+        for an option that the broker cannot keep."""
         self._usable()
         for name, value in (
             ("prefetch", prefetch),
@@ -203,6 +207,8 @@ class Broker(Closing):
         self.check_use(subscription)
         target = subscription.dead_topic
         letters = self.producer(target) if target else None
+        if target and target.address is None:
+            self._find_dead_letters(subscription)
         consumer = Consumer(
             self._adapter,
             subscription,
@@ -217,6 +223,13 @@ class Broker(Closing):
         )
         self._keep(consumer)
         return consumer
+
+    def _find_dead_letters(self, subscription: Subscription) -> None:
+        """A letter that nobody would get must be found before there is one. Where the broker does
+        not tell, the first letter does."""
+        found = subscription.dead_letters
+        if self.capabilities(found).has(Guarantee.DEPTH):
+            self._adapter.depth(found)
 
     def redrive(
         self, subscription: Subscription | str, *, limit: int | None = None, timeout: float = 5.0
