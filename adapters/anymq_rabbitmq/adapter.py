@@ -58,10 +58,10 @@ class RabbitAdapter(Adapter):
         for each in what:
             topology.provision(self._consuming, each, mode)
 
-    def sender(self, topic: Topic) -> Sender:
-        limit = self.capabilities(topic).limits.body
+    def sender(self, to: Topic | Subscription) -> Sender:
+        limit = self.capabilities(to).limits.body
         assert limit is not None
-        route, publisher = Route.of(topic), self._publisher()
+        route, publisher = Route.of(to), self._publisher()
         route.look_up(self._consuming)
         return RabbitSender(publisher, route, limit)
 

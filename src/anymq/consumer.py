@@ -465,8 +465,9 @@ class Consumer(Closing):
             self._parked(delivery, outcome.error)
             parked.set()
 
+        limits = letters.capabilities.limits
         try:
-            letters.forward(letter(delivery, self.subscription, reason, error), done)
+            letters.forward(letter(delivery, self.subscription, reason, error, limits), done)
         except AnymqError as failure:
             self._parked(delivery, failure)
             raise
