@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.closing import Closing
 from anymq.errors import (
     AnymqError,
     BackPressureTimeout,
-    BrokerError,
     ClosedError,
     InvalidMessageError,
     PlannedError,
@@ -217,7 +216,7 @@ class _Flight:
         box._pump(*following)
 
 
-class Producer:
+class Producer(Closing):
     """Sends to one topic. Safe to share between threads; messages of one thread keep their order.
 
     Made by Broker.producer(). Close it, or use it as a context manager: closing waits for the
@@ -404,22 +403,6 @@ class Producer:
     @property
     def closed(self) -> bool:
         return self._closed
-
-    def __enter__(self) -> Producer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except BrokerError as failure:
-            if error is None:
-                raise
-            log.error("while closing: %s", failure)  # the block's own error goes on
 
 
 class _Ticket:
