@@ -83,8 +83,10 @@ def refused(error: BaseException, what: str, place: str) -> AnymqError:
 
 def timed_out(error: BaseException) -> bool:
     """Did a channel close because a delivery was held for longer than the consumer timeout?"""
-    return isinstance(error, pika.ChannelClosedByBroker) and "ack" in error.reply_text and (
-        "timed out" in error.reply_text
+    return (
+        isinstance(error, pika.ChannelClosedByBroker)
+        and "ack" in error.reply_text
+        and ("timed out" in error.reply_text)
     )
 
 

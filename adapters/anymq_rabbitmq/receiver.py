@@ -33,6 +33,7 @@ from anymq_rabbitmq.topology import queue_of
 from anymq_rabbitmq.wire import Again, attempt, decode
 
 MOST = 65535  # the prefetch is a 16 bit number
+NEVER = float("inf")
 PIPELINE = 32  # commands that a channel sends to a quorum queue unanswered; it keeps back the rest
 
 Settle = Callable[[Sequence[int]], None]
@@ -64,7 +65,8 @@ class RabbitReceiver(Receiver):
         # More than one pipeline can hold may be on its way, unless so few are ever unsettled.
         self._overflows = kind == "quorum" and self._prefetch > PIPELINE // 2
         self._failed = 0  # attempts of what was rejected last, in a lane whose queue has no count
-        self._make_sender, self._sender = sender, None
+        self._make_sender = sender
+        self._sender: Sender | None = None  # made when something is first sent back
         self._sending = threading.Lock()
         self._back = threading.Condition()  # guards:
         self._returning = 0  # batches that are sent back and not yet acked
@@ -79,7 +81,7 @@ class RabbitReceiver(Receiver):
         self._channel: Any = None
         self._consumer_tag = ""
         self._buffer: deque[Delivery] = deque()
-        self._unsettled: dict[int, bool] = {}  # by delivery tag
+        self._unsettled: dict[int, float] = {}  # by delivery tag: when its lease ends
         self._order: deque[int] = deque()  # tags not yet covered by an ack of all before
         self._early: set[int] = set()  # those of them that are settled
         self._asked: set[Future[Any]] = set()  # confirm() waits for these
@@ -125,13 +127,21 @@ class RabbitReceiver(Receiver):
 
     def _on_server_cancel(self, channel: Any) -> None:
         """RabbitMQ takes the consumer away. Settling now would be ignored and, on 4.3, hang the
-        message until the next timeout, so the channel goes at once. If the queue is gone too, the
-        next one says so."""
-        if channel is not self._channel or self._claim.ended:
+        message until the next timeout, so the channel goes at once."""
+        if channel is not self._channel:
             return
-        why = f"RabbitMQ cancelled the consumer of queue {self._queue!r}"
-        self._lapse(ConnectionLostError(why))
-        channel.close()
+        why = ConnectionLostError(
+            f"RabbitMQ cancelled the consumer of queue {self._queue!r}: the queue was deleted"
+            " or moved, or a delivery was held longer than the consumer timeout"
+        )
+        # To consume again from a queue that is being deleted ends the connection (seen on 4.3.6).
+        due = min(self._unsettled.values(), default=NEVER)
+        if self._lease is None or due - time.monotonic() > self._lease / 4:
+            self._on_end(why)
+        elif not (self._claim.ended or self._closing):
+            self._lapse(why)
+        if channel.is_open:  # else we are closing it
+            channel.close()
 
     def _lapse(self, why: AnymqError) -> None:
         """A delivery was held for longer than the consumer timeout: all of this channel are with
@@ -179,14 +189,15 @@ class RabbitReceiver(Receiver):
             return
         tag: int = method.delivery_tag
         self._order.append(tag)
-        self._unsettled[tag] = True
+        ends = None if self._lease is None else time.monotonic() + self._lease
+        self._unsettled[tag] = ends or NEVER
         delivery = Delivery(
             decode(properties, body, method.routing_key),
             tag,
             self._claim,
             attempt(method.redelivered, properties.headers or NO_HEADERS, self._counted),
             self._lane,
-            None if self._lease is None else time.monotonic() + self._lease,
+            ends,
             (method, properties),
         )
         if self._failed and method.redelivered:
@@ -250,8 +261,7 @@ class RabbitReceiver(Receiver):
         return self._settle(self._on_reject, deliveries)
 
     def _send_back(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
-        claim = self._claim
-        ours, refused = self._take_out(claim, deliveries)
+        claim, ours, refused = self._take_out(deliveries)
         if not ours:
             return refused
         with self._back:
@@ -297,24 +307,24 @@ class RabbitReceiver(Receiver):
             self._settle(self._on_release, deliveries)
 
     def _take_out(
-        self, claim: Claim, deliveries: Sequence[Delivery]
-    ) -> tuple[list[Delivery], list[Refusal]]:
+        self, deliveries: Sequence[Delivery]
+    ) -> tuple[Claim, list[Delivery], list[Refusal]]:
         """What is still ours, from now on nobody else's to settle; the rest is refused here, since
         RabbitMQ closes a channel that settles a tag twice."""
         ours: list[Delivery] = []
         refused: list[Refusal] = []
-        take = self._unsettled.pop
+        take = self._unsettled.pop  # before the claim: _begin() replaces them the other way round
+        claim = self._claim
         for delivery in deliveries:
             if delivery.claim is claim and take(delivery.handle, False):
                 ours.append(delivery)
             else:
                 refused.append((delivery, self._lost(delivery)))
-        return ours, refused
+        return claim, ours, refused
 
     def _settle(self, how: Settle, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
         """Hand over what is still ours."""
-        claim = self._claim
-        ours, refused = self._take_out(claim, deliveries)
+        claim, ours, refused = self._take_out(deliveries)
         if ours:
             tags = [delivery.handle for delivery in ours]
             try:

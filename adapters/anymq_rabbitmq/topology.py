@@ -16,6 +16,7 @@ from anymq_rabbitmq import staging
 from anymq_rabbitmq.capabilities import CLASSIC_LEVELS, UNLIMITED
 from anymq_rabbitmq.connection import Connection
 
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a topic's messages go in. An empty exchange leads to the queue named by `key`."""

@@ -104,7 +104,10 @@ class Encoder:
                 f"message {message.id}: its body has {size} bytes, RabbitMQ takes at most"
                 f" {self._body_limit}"
             )
-        header = (_again if type(message) is Again else _header)(message, size, tag)
+        if type(message) is Again:
+            header = _again(message, size, tag)
+        else:
+            header = _header(message, size, tag)
         if len(header) > self._chunk:
             raise TooLargeError(
                 f"message {message.id}: its headers and properties take {len(header)} bytes, one"
