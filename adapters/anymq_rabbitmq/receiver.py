@@ -66,7 +66,7 @@ class RabbitReceiver(Receiver):
         self._overflows = kind == "quorum" and self._prefetch > PIPELINE // 2
         self._failed = 0  # attempts of what was rejected last, in a lane whose queue has no count
         self._make_sender = sender
-        self._sender: Sender | None = None  # made when something is first sent back
+        self._sender: Sender | None = None  # made when a nack first has a delay
         self._sending = threading.Lock()
         self._back = threading.Condition()  # guards:
         self._returning = 0  # batches that are sent back and not yet acked
@@ -74,6 +74,9 @@ class RabbitReceiver(Receiver):
         self._started: Future[Any] = Future()
         connection.run(self._on_begin)
         connection.wait(self._started, ANSWER)
+        if not (self._counted or self._lane):
+            # Any nack needs it, also one on the thread that would have to open it.
+            self._sender = sender()
 
     def _begin(self) -> None:
         """A new claim: all that belongs to one channel."""

@@ -148,10 +148,12 @@ def _provision_queue(
             f"{subscription}: only the queue {route.key!r} itself can receive from"
             f" {subscription.topic}: give the subscription address={route.key!r}"
         )
-    what, wanted = f"queue {queue!r}", arguments(subscription, kind)
+    wanted = arguments(subscription, kind)
+    described = ", ".join(f"{name}={value}" for name, value in wanted.items())
+    what = f"queue {queue!r} ({described})"  # the server names only the first that differs
     connection.ask("queue_declare", what, queue=queue, durable=True, arguments=wanted)
     if mode is Mode.CREATE:
-        bound = f"{what} at {route}"
+        bound = f"queue {queue!r} at {route}"
         connection.ask(
             "queue_bind", bound, queue=queue, exchange=route.exchange, routing_key=route.key
         )
