@@ -241,6 +241,7 @@ class Producer(Closing):
         self._body_limit = capabilities.limits.body or float("inf")
         self._id_prefix = os.urandom(8).hex()
         self._id_numbers = itertools.count()
+        self._failures = itertools.count(1)  # of send_soon()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -301,11 +302,18 @@ class Producer(Closing):
             if outcome.error is None:
                 future.set_result(outcome)
             else:
-                log.warning("message %s to %s: %s", message.id, self.topic, outcome.error)
+                self._log_failure(message, outcome.error)
                 future.set_exception(outcome.error)
 
         self._outbox.put((message,), done, self._timeout)
         return future
+
+    def _log_failure(self, message: Message, error: AnymqError) -> None:
+        """For those who never look at their futures: the first, the tenth, the hundredth, ..."""
+        count = next(self._failures)
+        if str(count).strip("0") == "1":
+            text = "%d sends to %s have failed, this time message %s: %s"
+            log.warning(text, count, self.topic, message.id, error)
 
     def send_many(
         self,
