@@ -77,7 +77,7 @@ def send(
         except NotFoundError as error:
             raise NotFoundError(f"{error}\n{_what_to_do(broker, target)}") from error
         sent.explain(broker, target)
-    raise typer.Exit(sent.bad > 0)
+    raise typer.Exit(int(sent.bad > 0))
 
 
 @dataclass(slots=True)
