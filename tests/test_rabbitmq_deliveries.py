@@ -166,8 +166,16 @@ def test_a_frame_without_its_end_is_not_read(damaged: int) -> None:
         Stream({1: ["c"]})._on_data_available(bytes(whole))
 
 
-def test_channels_may_take_turns() -> None:
-    one, two = delivery(ours(OURS)), delivery(ours(OURS, 2), 2)
+def test_a_body_in_pieces_is_joined_by_pika() -> None:
+    """Its bytes look like the ends of frames."""
+    large = delivery(ours(Message(b"\xce" * 3 * CHUNK)))
+    [heard, _] = assert_same([large + delivery(ours(OURS))], {1: ["c"]})
+    assert heard[3] == b"\xce" * 3 * CHUNK
+
+
+@pytest.mark.parametrize("body", [b"", b"body"])
+def test_channels_may_take_turns(body: bytes) -> None:
+    one, two = delivery(ours(Message(body))), delivery(ours(Message(body), 2), 2)
     method = len(delivery(b""))
     mixed = one[:method] + two[:method] + one[method:] + two[method:] + one + two
     assert [heard[0] for heard in assert_same([mixed], {1: ["c"], 2: ["c"]})] == [1, 2, 1, 2]
