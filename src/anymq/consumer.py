@@ -8,9 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 
 from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.closing import Closing
 from anymq.dead_letter import letter
 from anymq.errors import (
     AnymqError,
@@ -34,7 +34,7 @@ ACK_LINGER = 0.02  # seconds that an ack may wait for others
 SLICE = 0.2  # seconds: how soon a fetch notices a held retry that became due
 
 
-class Consumer:
+class Consumer(Closing):
     """Hands out the deliveries of one subscription. Safe to share between threads.
 
     Made by Broker.consumer(). Iterate it, or call receive(); settle each delivery once. Close it,
@@ -577,14 +577,3 @@ class Consumer:
     @property
     def closed(self) -> bool:
         return self._closed
-
-    def __enter__(self) -> Consumer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
