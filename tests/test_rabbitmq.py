@@ -29,7 +29,6 @@ from anymq.errors import (
     InvalidMessageError,
     LeaseLostError,
     NotFoundError,
-    PlannedError,
     SendUnknownError,
     TooLargeError,
     UnroutableError,
@@ -406,11 +405,6 @@ def test_addresses_are_only_looked_up(adapter: Adapter, make: Callable[..., Plac
     for what in theirs:
         with pytest.raises(ConfigError, match="address"):
             adapter.remove(what)
-
-
-def test_a_lease_is_not_ignored(adapter: Adapter, make: Callable[..., Place]) -> None:
-    with pytest.raises(PlannedError, match="lease"):
-        adapter.provision([Subscription(make().topic, "other", lease=5)], Mode.CREATE)
 
 
 def test_depth_purge_remove(adapter: Adapter, make: Callable[..., Place]) -> None:

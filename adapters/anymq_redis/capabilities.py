@@ -47,11 +47,6 @@ _SENDING = {
     ),
     Guarantee.DELAY: Fact(Level.ABSENT, "a message is passed on at once", _PUBSUB),
     Guarantee.PRIORITY: Fact(Level.ABSENT, "messages are passed on as they come", _PUBSUB),
-    Guarantee.EXPIRY: Fact(
-        Level.ABSENT,
-        "nothing is kept that could expire; the time travels in the envelope for the receiver",
-        _PUBSUB,
-    ),
     Guarantee.DEDUPLICATION: Fact(Level.ABSENT, "Redis compares no messages", _PUBSUB),
 }
 
@@ -134,8 +129,16 @@ _BINARY = Fact(
     Level.NATIVE, "a payload is any bytes", "redis.io/docs/latest/develop/reference/protocol-spec"
 )
 
+_EXPIRY = Fact(
+    Level.EMULATED,
+    "the time travels in the envelope, and the consumer drops what expired before its turn",
+    "anymq/consumer.py",
+    cost="it travels all the same, and only a consumer of anymq drops it; their clocks decide",
+)
+
 _CARRYING = {
     "always": {
+        Guarantee.EXPIRY: _EXPIRY,
         Guarantee.HEADERS: Fact(
             Level.EMULATED,
             "in an envelope before the body",
@@ -149,6 +152,7 @@ _CARRYING = {
         ),
     },
     "needed": {
+        Guarantee.EXPIRY: _EXPIRY,
         Guarantee.HEADERS: Fact(
             Level.EMULATED,
             "in an envelope before the body",
@@ -163,6 +167,9 @@ _CARRYING = {
         ),
     },
     "never": {
+        Guarantee.EXPIRY: Fact(
+            Level.ABSENT, "envelope=never: a payload is a body alone; use needed", _ENVELOPE
+        ),
         Guarantee.HEADERS: Fact(
             Level.ABSENT, "envelope=never: a payload is a body alone; use needed", _ENVELOPE
         ),

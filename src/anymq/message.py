@@ -34,7 +34,7 @@ class Message:
     correlation_id: str | None = None
     reply_to: str | None = None
     delay: float = 0.0  # seconds that the broker keeps it back
-    expires: float | None = None  # Unix time from which it is not delivered any more
+    expires: float | None = None  # Unix time from which it is not handed out any more
     priority: int | None = None  # higher first
 
     def json(self) -> Any:

@@ -14,6 +14,7 @@ never neither.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -43,6 +44,9 @@ class RedriveReport:
         return f"{self.redriven} redriven{left}"
 
 
+OnProgress = Callable[[RedriveReport], None]
+
+
 def with_letters(subscription: Subscription) -> Subscription:
     """The same with the usual dead letters, where none are named."""
     return subscription if subscription.dead_letter else replace(subscription, dead_letter=True)
@@ -56,6 +60,7 @@ def redrive(
     limit: int | None,
     there: int | None,
     timeout: float,
+    on_progress: OnProgress | None = None,
 ) -> RedriveReport:
     """Move letters until `limit` are redriven, all that were `there` at the beginning are seen, or
     none comes for `timeout` seconds. What fails again meanwhile is behind those: it stays."""
@@ -74,6 +79,8 @@ def redrive(
             ours = [delivery for delivery in batch if _is_of(subscription, delivery.message)]
             report.skipped += len(batch) - len(ours)  # unsettled: they go back at the end
             _move(ours, back, report)
+            if on_progress is not None:
+                on_progress(report)
         letters.flush()
     except AnymqError as error:
         error.add_note(f"redrive of {subscription}: {report} before")
