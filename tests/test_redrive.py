@@ -51,7 +51,7 @@ def there(broker: anymq.Broker, work: Subscription = WORK) -> tuple[int | None, 
 
 def test_more_than_one_batch_in_order(broker: anymq.Broker) -> None:
     ids = park(broker, 1234)
-    report = broker.redrive("orders/billing")
+    report = broker.redrive("orders/billing", timeout=0.5)
     assert (report.redriven, report.skipped, str(report)) == (1234, 0, "1234 redriven")
     with broker.consumer(WORK, prefetch=2000) as consumer:
         assert [d.message.id for d in consumer.receive(2000)] == ids
@@ -68,10 +68,29 @@ def test_what_fails_again_meanwhile_is_left(broker: anymq.Broker) -> None:
 
         failing = threading.Thread(target=fail_all)
         failing.start()
-        report = broker.redrive(WORK)
+        report = broker.redrive(WORK, timeout=1.0)
         consumer.stop()
         failing.join()
     assert report.redriven == 250
+    assert there(broker) == (0, 250)
+
+
+def test_letters_that_a_reader_gives_back_are_found(broker: anymq.Broker) -> None:
+    park(broker, 10)
+    with broker.consumer(WORK.dead_letters) as reader:
+        reader.receive(10)
+        found: list[anymq.RedriveReport] = []
+        moving = threading.Thread(target=lambda: found.append(broker.redrive(WORK, timeout=3)))
+        moving.start()
+    moving.join()
+    assert found[0].redriven == 10
+
+
+@pytest.mark.parametrize("when", ["", "yesterday", "2026-01-01T00:00:00", "2026-01-01T00:00:00Z"])
+def test_any_time_of_death(broker: anymq.Broker, when: str) -> None:
+    with broker.producer(WORK.dead_letters.topic) as producer:
+        producer.send(Message(b"", headers={"anymq-dead-time": when}))
+    assert broker.redrive(WORK, timeout=0.5).redriven == 1
 
 
 def test_letters_of_others_stay(broker: anymq.Broker) -> None:
@@ -81,11 +100,11 @@ def test_letters_of_others_stay(broker: anymq.Broker) -> None:
     park(broker, 3, one)
     park(broker, 4, two)
     park(broker, 5, one)
-    report = broker.redrive(one)
+    report = broker.redrive(one, timeout=0.5)
     assert (report.redriven, report.skipped) == (8, 4)
-    assert str(report) == "8 redriven, 4 of other subscriptions left"
+    assert str(report) == "8 redriven, 4 left"
     assert there(broker, one) == (8, 4)
-    assert broker.redrive(two).redriven == 4
+    assert broker.redrive(two, timeout=0.5).redriven == 4
 
 
 def test_a_bad_request(broker: anymq.Broker) -> None:
@@ -113,10 +132,10 @@ def test_a_crash_between_leaves_both(broker: anymq.Broker, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(MemoryReceiver, "ack", ack)
         with pytest.raises(ConnectionLostError) as raised:
-            broker.redrive(WORK)
+            broker.redrive(WORK, timeout=0.5)
     assert "orders/billing" in raised.value.__notes__[0]
     assert there(broker) == (10, 10)
-    broker.redrive(WORK)
+    broker.redrive(WORK, timeout=0.5)
     with broker.consumer(WORK) as consumer:
         found = [d.message.id for d in consumer.receive(100)]
     assert sorted(map(str, found)) == sorted(map(str, ids + ids))
@@ -134,15 +153,15 @@ def test_what_is_not_stored_stays_a_letter(
     with monkeypatch.context() as patch:
         patch.setattr(MemorySender, "send", send)
         with pytest.raises(SendUnknownError, match="nobody knows"):
-            broker.redrive(WORK)
+            broker.redrive(WORK, timeout=0.5)
     assert there(broker) == (0, 10)
-    assert broker.redrive(WORK).redriven == 10
+    assert broker.redrive(WORK, timeout=0.5).redriven == 10
 
 
 def test_the_count_goes_on(broker: anymq.Broker) -> None:
     park(broker, 1)
     for count in ("1", "2", "3"):
-        broker.redrive(WORK)
+        broker.redrive(WORK, timeout=0.5)
         with broker.consumer(WORK) as consumer:
             (delivery,) = consumer.receive(1)
             assert dict(delivery.message.headers) == {"anymq-dead-redriven": count}
@@ -154,7 +173,7 @@ def test_a_count_that_is_none(broker: anymq.Broker) -> None:
     """Somebody else may have written that header."""
     with broker.producer(WORK.dead_letters.topic) as producer:
         producer.send(Message(b"", headers={"anymq-dead-redriven": "²"}))
-    assert broker.redrive(WORK).redriven == 1
+    assert broker.redrive(WORK, timeout=0.5).redriven == 1
     with broker.consumer(WORK) as consumer:
         headers: Any = consumer.receive(1)[0].message.headers
     assert dict(headers) == {"anymq-dead-redriven": "1"}

@@ -236,18 +236,18 @@ class Broker(Closing):
         subscription: Subscription | str,
         *,
         limit: int | None = None,
-        timeout: float = 5.0,
+        timeout: float = 3.0,
         on_progress: OnProgress | None = None,
     ) -> RedriveReport:
         """Move the dead letters of a subscription back into its own queue, where they are handled
         anew from attempt 1: same id, body, key and headers, in their order.
 
-        limit        letters to move at most. None: all that are there when it begins.
+        limit        letters to move at most. None: all that died before it began.
         timeout      seconds without a letter after which there are no more
         on_progress  called on this thread with the report so far, after each batch
 
-        A crash between leaves both, letter and message; never neither. Where the broker does not
-        tell how many letters there are, what fails again at once is redriven again: give a limit.
+        A crash between leaves both, letter and message; never neither. What fails again while it
+        runs is left, by the clocks of those who parked it.
 
         Raises NotFoundError, UnsupportedError where there are no dead letters, and what a send
         raises; letters whose message is not certainly stored are kept."""
@@ -257,8 +257,6 @@ class Broker(Closing):
         subscription = with_letters(_subscription(subscription))
         self.check_use(subscription)
         source, topic = subscription.dead_letters, subscription.topic
-        known = self.capabilities(source).has(Guarantee.DEPTH)
-        there = self._adapter.depth(source).ready if known else None
         sender = self._adapter.sender(subscription)
         with (
             Producer(sender, topic, self.capabilities(topic)) as back,
@@ -269,7 +267,6 @@ class Broker(Closing):
                 back,
                 subscription,
                 limit=limit,
-                there=there,
                 timeout=timeout,
                 on_progress=on_progress,
             )
