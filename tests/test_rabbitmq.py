@@ -515,7 +515,7 @@ def test_any_foreign_message_can_be_parked_and_redriven(
                     assert ("own" in headers) is ("own" in dict(odd)[body].get("headers", {}))
                     assert headers["anymq-dead-reason"] == "max_attempts"
             if deaths == 1:
-                report = session.redrive(place.sub, timeout=SECONDS)
+                report = session.redrive(place.sub, timeout=10.0)
                 assert (report.redriven, report.skipped) == (len(odd), 0)
 
 
