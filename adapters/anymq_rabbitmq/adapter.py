@@ -59,12 +59,13 @@ class RabbitAdapter(Adapter):
         for each in what:
             topology.provision(self._consuming, each, mode, self._options["queue"])
 
-    def sender(self, topic: Topic) -> Sender:
-        route = Route.of(topic)
-        stage = Stage(self._consuming, topic.name, route.exchange, route.key)
+    def sender(self, to: Topic | Subscription) -> Sender:
+        route = Route.of(to)
+        name = to.name if isinstance(to, Topic) else to.queue_name
+        stage = Stage(self._consuming, name, route.exchange, route.key)
         publisher = self._publisher()
         route.look_up(self._consuming)
-        return RabbitSender(publisher, route, self._body_limit(topic), stage.queue)
+        return RabbitSender(publisher, route, self._body_limit(to), stage.queue)
 
     def _body_limit(self, at: Topic | Subscription) -> int:
         limit = self.capabilities(at).limits.body

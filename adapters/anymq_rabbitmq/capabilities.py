@@ -28,6 +28,21 @@ CONSUMER_TIMEOUT = 1800.0  # seconds; an operator may have set another
 MIB = 1 << 20
 HEADERS = 128_000  # one frame of 131,072 bytes carries them, with key, id and the other properties
 
+BROKER_HEADERS = frozenset(
+    [
+        "x-delivery-count",
+        "x-acquired-count",
+        "x-death",
+        *(
+            f"x-{which}-death-{what}"
+            for which in ("first", "last")
+            for what in ("queue", "reason", "exchange")
+        ),
+    ]
+)
+ROUTING_HEADERS = frozenset(["CC", "BCC"])  # the broker sends copies to the queues they name
+RESERVED = BROKER_HEADERS | ROUTING_HEADERS
+
 G = Guarantee
 
 NATIVE: dict[Guarantee, tuple[str, str]] = {
@@ -243,6 +258,7 @@ def _limits(
     return Limits(
         body=128 * MIB if old else 16 * MIB,
         headers=HEADERS,
+        reserved=RESERVED,
         delay=delays,
         nack_delay=0.0 if ordered else delays,
         lease=LEASES if leased else None,

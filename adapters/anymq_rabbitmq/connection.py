@@ -40,7 +40,7 @@ class Connection:
         self._scheduled = False
         self._ends: dict[Callable[[AnymqError], None], None] = {}
         self._opened: Future[None] = Future()
-        self.native: Any = pika.SelectConnection(
+        self.native: Any = private.SelectConnection(
             parameters,
             on_open_callback=lambda _: self._opened.set_result(None),
             on_open_error_callback=self._on_open_error,

@@ -25,14 +25,17 @@ class Route:
     key: str
 
     @classmethod
-    def of(cls, topic: Topic) -> Route:
-        """The address is "exchange/routing key", "exchange", or "/queue". Raises ConfigError."""
-        if topic.address is None:
-            return cls(topic.name, "")
-        exchange, _, key = topic.address.partition("/")
-        check_name(topic.address, exchange, key)
+    def of(cls, to: Topic | Subscription) -> Route:
+        """A topic's address is "exchange/routing key", "exchange", or "/queue"; the default
+        exchange leads to the queue of a subscription. Raises ConfigError."""
+        if isinstance(to, Subscription):
+            return cls("", queue_of(to))
+        if to.address is None:
+            return cls(to.name, "")
+        exchange, _, key = to.address.partition("/")
+        check_name(to.address, exchange, key)
         if not exchange and not key:
-            raise ConfigError(f"address {topic.address!r}: write exchange/routing key, or /queue")
+            raise ConfigError(f"address {to.address!r}: write exchange/routing key, or /queue")
         return cls(exchange, key)
 
     def look_up(self, connection: Connection) -> None:

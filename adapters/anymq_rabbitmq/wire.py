@@ -28,24 +28,12 @@ from anymq.spi import (
     RejectedError,
     TooLargeError,
 )
+from anymq_rabbitmq.capabilities import BROKER_HEADERS, RESERVED
 
 SHORT = 255  # bytes of a short string: AMQP counts them in one byte
 FAILED = "anymq-attempts"  # those that failed before it was sent back
 TAG = "anymq-tag"  # tells two messages with one id apart when the broker returns one of them
-BROKER_HEADERS = frozenset(
-    [
-        "x-delivery-count",
-        "x-acquired-count",
-        "x-death",
-        *(
-            f"x-{which}-death-{what}"
-            for which in ("first", "last")
-            for what in ("queue", "reason", "exchange")
-        ),
-    ]
-)
 HIDDEN = BROKER_HEADERS | {"anymq-time", "anymq-key"}  # the usual ones, found at one look
-ROUTING_HEADERS = frozenset(["CC", "BCC"])  # the broker sends copies to the queues they name
 
 # Property flags of the basic class, in the order in which the properties follow.
 CONTENT_TYPE, HEADERS, DELIVERY_MODE = 1 << 15, 1 << 13, 1 << 12
@@ -54,6 +42,7 @@ CORRELATION_ID, REPLY_TO, EXPIRATION, MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 <<
 PERSISTENT = b"\x02"
 BASIC, END = 60, b"\xce"
 TIME, KEY, EXPIRES = b"\x0aanymq-timel", b"\x09anymq-keyS", b"\x0danymq-expiresl"
+LAST_TIME = 253_402_300_800  # seconds: the end of the year 9999
 REASONS = {"delivery_limit": "broker_limit"}
 STAGED = re.compile(r".+_delay_\d+")  # staging.queue_name()
 EPITAPH = re.compile(r"(\S+/\S+) (\d+)")
@@ -179,7 +168,7 @@ def _again(message: Again, size: int, tag: int | None) -> bytes:
     table = {
         name: value
         for name, value in (properties.headers or NO_HEADERS).items()
-        if name not in BROKER_HEADERS and name not in ROUTING_HEADERS and name != TAG
+        if name not in RESERVED and name != TAG
     }
     table |= {k: v for k, v in message.headers.items() if k.startswith("anymq-dead-")}
     table[FAILED] = message.attempts
@@ -216,7 +205,7 @@ def _table(message: Message, tag: int | None) -> bytes:
     if tag is not None:
         parts += (_short("tag", TAG), b"l", pack(">q", tag))
     for name, value in message.headers.items():
-        if name in BROKER_HEADERS or name in ROUTING_HEADERS:
+        if name in RESERVED:
             raise RejectedError(f"header {name!r}: RabbitMQ gives this name a meaning of its own")
         raw = value.encode("utf-8", "surrogateescape")
         parts += (_short("a header name", name), b"S", pack(">I", len(raw)), raw)
@@ -241,7 +230,7 @@ def decode(properties: Any, body: bytes, routing_key: str = "") -> Message:
         key if key is None or type(key) is str else text(key),
         _headers(table) if table else NO_HEADERS,
         ident if ident is None or type(ident) is str else text(ident),
-        stamp / 1000 if isinstance(stamp, int) else _seconds(properties.timestamp),
+        _seconds(properties.timestamp) if stamp is None else _seconds(stamp, 1000),
     )
     for name in ("content_type", "correlation_id", "reply_to"):
         value = getattr(properties, name)
@@ -253,8 +242,7 @@ def decode(properties: Any, body: bytes, routing_key: str = "") -> Message:
     staged = died and _staged(table)
     # The broker takes `expiration` away when it dead-letters: a letter does not expire again.
     if properties.expiration is not None or staged or FAILED in table:
-        expires: Any = table.get("anymq-expires")
-        message.expires = expires / 1000 if isinstance(expires, int) else None
+        message.expires = _seconds(table.get("anymq-expires"), 1000)
     if died and not staged and "anymq-dead-reason" not in table:
         message.headers = {**message.headers, **_burial(table, routing_key)}
     return message
@@ -328,8 +316,11 @@ def _headers(table: Mapping[Any, Any]) -> Mapping[str, str]:
     return shown or NO_HEADERS
 
 
-def _seconds(native: Any) -> float | None:
-    return float(native) if isinstance(native, int) else None
+def _seconds(native: Any, parts: int = 1) -> float | None:
+    """Unix time; None for what is none, or so far away that it could not be sent on."""
+    if not isinstance(native, int) or abs(native) >= LAST_TIME * parts:
+        return None
+    return int(native) / parts
 
 
 def _burial(table: Mapping[str, Any], routing_key: str) -> dict[str, str]:
