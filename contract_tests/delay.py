@@ -38,7 +38,7 @@ def longer_than_the_longest_delay(s: Scenario) -> None:
     producer = s.producer()
     consumer = s.consumer()
     limit = s.capabilities(s.topic).limits.delay
-    (kept,) = producer.messages(1, delay=min(limit, YEAR))
+    (kept,) = producer.messages(1, delay=min(limit, YEAR) or 1.0)
     producer.send_one(kept)
     (refused,) = producer.messages(1, delay=limit + 1)
     error = s.error_of(lambda: producer.send_one(refused))

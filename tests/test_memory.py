@@ -125,13 +125,13 @@ def test_delay_expiry_and_priority(broker: anymq.Broker, clock: Clock) -> None:
         broker,
         Message(b"later", delay=5.0),
         Message(b"gone", expires=clock.now + 1),
-        Message(b"low", priority=-1),
+        Message(b"higher", priority=1),
         b"usual",
         Message(b"high", priority=9),
     )
     consumer = receiver(broker)
     clock.now += 2
-    assert bodies(consumer) == [b"high", b"usual", b"low"]
+    assert bodies(consumer) == [b"high", b"higher", b"usual"]
     clock.now += 2.9
     assert bodies(consumer) == []
     clock.now += 0.2
