@@ -7,8 +7,14 @@ from typing import Any
 
 from anymq.spi import Capabilities, Fact, Guarantee, Level, Limits, Scope, Subscription, Topic
 
-MAX_PAYLOAD = 512 << 20
-"""Bytes of one argument of a command: proto-max-bulk-len as Redis comes. An envelope counts."""
+MAX_PAYLOAD = 15 << 20
+"""Bytes of a payload, its envelope included, that subscribers survive. With stock settings
+(client-output-buffer-limit pubsub 32mb) the server answers PUBLISH with their number and then cuts
+off everyone for whom 32 MiB wait: one larger message, or one nearly so large and the next that
+comes before it is written (both seen on 8.0.6). So two must fit. PUBLISH itself takes 512 MB."""
+
+MAX_BODY = MAX_PAYLOAD - (64 << 10)
+"""Bytes of a body beside an envelope of the usual size; the sender counts what is really there."""
 
 ABOUT = "Redis pub/sub channel"
 ASSUMED = "Redis 6 or later, one server, stock settings"
@@ -186,7 +192,7 @@ def declare(
             Guarantee.BINARY: _BINARY,
             **_CARRYING[options.get("envelope", "always")],
         },
-        Limits(body=MAX_PAYLOAD, order=Scope.CONNECTION),
+        Limits(body=MAX_BODY, order=Scope.CONNECTION),
         ABOUT,
         server,
         () if server else (ASSUMED,),

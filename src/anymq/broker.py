@@ -24,6 +24,7 @@ from anymq.errors import (
     UnsupportedError,
 )
 from anymq.producer import Producer
+from anymq.redrive import PREFETCH, OnProgress, RedriveReport, redrive, with_letters
 from anymq.settling import OnRefused
 from anymq.spi import Adapter, Backend, Depth, Mode, Subscription, Topic
 from anymq.url import Url, did_you_mean, read_options
@@ -216,6 +217,49 @@ class Broker(Closing):
         )
         self._keep(consumer)
         return consumer
+
+    def redrive(
+        self,
+        subscription: Subscription | str,
+        *,
+        limit: int | None = None,
+        timeout: float = 5.0,
+        on_progress: OnProgress | None = None,
+    ) -> RedriveReport:
+        """Move the dead letters of a subscription back into its own queue, where they are handled
+        anew from attempt 1: same id, body, key and headers, in their order.
+
+        limit        letters to move at most. None: all that are there when it begins.
+        timeout      seconds without a letter after which there are no more
+        on_progress  called on this thread with the report so far, after each batch
+
+        A crash between leaves both, letter and message; never neither. Where the broker does not
+        tell how many letters there are, what fails again at once is redriven again: give a limit.
+
+        Raises NotFoundError, UnsupportedError where there are no dead letters, and what a send
+        raises; letters whose message is not certainly stored are kept."""
+        self._usable()
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit={limit}: it must be 1 or more")
+        subscription = with_letters(_subscription(subscription))
+        self.check_use(subscription)
+        source, topic = subscription.dead_letters, subscription.topic
+        known = self.capabilities(source).has(Guarantee.DEPTH)
+        there = self._adapter.depth(source).ready if known else None
+        sender = self._adapter.sender(subscription)
+        with (
+            Producer(sender, topic, self.capabilities(topic)) as back,
+            self.consumer(source, prefetch=PREFETCH) as letters,
+        ):
+            return redrive(
+                letters,
+                back,
+                subscription,
+                limit=limit,
+                there=there,
+                timeout=timeout,
+                on_progress=on_progress,
+            )
 
     # ending
 

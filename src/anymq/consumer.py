@@ -281,7 +281,8 @@ class Consumer(Closing):
                 self._forget_retry(retry)
             for delivery in [d for d in list(self._held) if d.claim is claim]:
                 self._lose(delivery)
-            self._failure = self._failure or claim.ended
+            if not isinstance(claim.ended, LeaseLostError):  # else others follow
+                self._failure = self._failure or claim.ended
             self._changed.notify_all()
 
     def _lose(self, delivery: Delivery) -> bool:
@@ -467,8 +468,9 @@ class Consumer(Closing):
             self._parked(delivery, outcome.error)
             parked.set()
 
+        limits = letters.capabilities.limits
         try:
-            letters.forward(letter(delivery, self.subscription, reason, error), done)
+            letters.forward(letter(delivery, self.subscription, reason, error, limits), done)
         except AnymqError as failure:
             self._parked(delivery, failure)
             raise

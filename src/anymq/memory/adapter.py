@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anymq import spi
-from anymq.memory.broker import MemoryBroker, Queue, missing
+from anymq.memory.broker import MemoryBroker, Queue
 from anymq.memory.capabilities import declare
 from anymq.spi import (
     STORED,
@@ -36,23 +36,20 @@ from anymq.spi import (
 
 
 class MemorySender(spi.Sender):
-    def __init__(self, session: MemoryAdapter, topic: Topic) -> None:
+    def __init__(self, session: MemoryAdapter, to: Topic | Subscription) -> None:
         self.session = session
-        self.topic = topic
-        self.name = topic.address or topic.name
+        self.to = to
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
         if self.session.lost:
             raise self.session.lost
-        queues = self.session.broker.topics.get(self.name)
-        if queues is None:
-            raise missing(self.topic)
+        queues = self.session.broker.find(self.to)
         for queue in tuple(queues.values()):
             queue.put(batch)
         done([STORED if queues else self.unroutable()] * len(batch))
 
     def unroutable(self) -> SendOutcome:
-        why = f"topic {self.topic} has no subscription: the message would reach nobody"
+        why = f"topic {self.to} has no subscription: the message would reach nobody"
         return SendOutcome(Status.FAILED, UnroutableError(why))
 
     def close(self, timeout: float) -> None:
@@ -186,10 +183,10 @@ class MemoryAdapter(spi.Adapter):
         for item in what:
             self.broker.provision(item, mode)
 
-    def sender(self, topic: Topic) -> MemorySender:
+    def sender(self, to: Topic | Subscription) -> MemorySender:
         self.check()
-        self.broker.find(topic)
-        return self.sender_class(self, topic)
+        self.broker.find(to)
+        return self.sender_class(self, to)
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]

@@ -6,6 +6,8 @@ broker itself. A contract that passes on it although it is named here is a bug i
 | file | what is broken |
 |---|---|
 | storing | what is stored |
+| payload | what becomes of bodies, headers and the other fields |
+| redriving | what goes back from the dead letters |
 | handing_out | to whom, in which order, with which attempt, for how long |
 | settling | acks, nacks, releases, extensions |
 | sending | where it goes, and what the sender is told |
@@ -20,6 +22,8 @@ from anymq.testing.mutants import (  # importing registers them
     admin,
     dead_letters,
     handing_out,
+    payload,
+    redriving,
     sending,
     settling,
     storing,
@@ -34,6 +38,8 @@ __all__ = [
     "dead_letters",
     "handing_out",
     "mutant",
+    "payload",
+    "redriving",
     "sending",
     "settling",
     "storing",

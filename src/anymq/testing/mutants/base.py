@@ -13,7 +13,13 @@ from anymq.memory.broker import Queue
 from anymq.message import Message
 from anymq.testing.columns import Column
 
-Part = type[Queue] | type[MemoryReceiver] | type[MemorySender] | type[MemoryBroker]
+Part = (
+    type[Queue]
+    | type[MemoryReceiver]
+    | type[MemorySender]
+    | type[MemoryAdapter]
+    | type[MemoryBroker]
+)
 PartT = TypeVar("PartT", bound=Part)
 
 
@@ -39,6 +45,8 @@ class Mutant:
         broker = MemoryBroker()
         if issubclass(part, Queue):
             broker.queue_class = part
+        elif issubclass(part, MemoryAdapter):
+            broker.session_class = part
         elif issubclass(part, MemoryReceiver):
             broker.session_class = type("Session", (MemoryAdapter,), {"receiver_class": part})
         else:

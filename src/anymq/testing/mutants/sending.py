@@ -65,4 +65,4 @@ class OneCopyForAll(Misrouting):
     """Only one subscription of a topic gets a message."""
 
     def targets(self) -> Iterable[Queue]:
-        return list(self.session.broker.topics[self.name].values())[:1]
+        return list(self.session.broker.find(self.to).values())[:1]
