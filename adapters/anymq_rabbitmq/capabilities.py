@@ -154,7 +154,6 @@ ABSENT: dict[Guarantee, tuple[str, str]] = {
 
 PLANNED: dict[Guarantee, tuple[str, str]] = {
     G.EPHEMERAL: ("an exclusive classic queue, gone with its connection", DOCS + "queues"),
-    G.PATTERN: ("a topic exchange, bound with a pattern", DOCS + "exchanges"),
 }
 
 CLASSIC: dict[Guarantee, Fact] = {
@@ -230,6 +229,7 @@ def declare(
     facts |= _counting(at, ordered, version)
     facts |= _delays(at, ordered)
     facts[G.LEASE_EXPIRY] = _lease(kind, version)
+    facts[G.PATTERN] = _pattern(at)
     facts[G.PRIORITY] = _priority(kind, version)
     if kind == "classic":
         facts |= CLASSIC
@@ -302,6 +302,13 @@ def _lease(kind: str, version: tuple[int, int] | None) -> Fact:
     if version is None:
         return Fact(Level.DEPENDS, reason, SEEN)
     return Fact(Level.NATIVE if version >= (4, 3) else Level.ABSENT, reason, SEEN)
+
+
+def _pattern(at: Topic | Subscription) -> Fact:
+    if isinstance(at, Topic) or at.topic.address is None or at.topic.address.startswith("/"):
+        reason = "our exchanges send everything to everybody: give the topic the address of one"
+        return Fact(Level.ABSENT, reason, DOCS + "exchanges")
+    return Fact(Level.NATIVE, "binding= of a topic exchange", DOCS + "exchanges")
 
 
 def _priority(kind: str, version: tuple[int, int] | None) -> Fact:

@@ -217,8 +217,9 @@ class RabbitReceiver(Receiver):
         while True:
             if not self._buffer:
                 self._wait(deadline - time.monotonic())
-            if self._claim.ended:
-                raise self._claim.ended
+            ended = self._claim.ended
+            if ended and not isinstance(ended, LeaseLostError):  # else another one is on its way
+                raise ended
             found = self._take(limit)
             if found or not limit or self._stopped or time.monotonic() >= deadline:
                 return found

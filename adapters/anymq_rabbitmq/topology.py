@@ -146,6 +146,7 @@ def _provision_queue(
     if subscription.address is not None:
         return
     route = Route.of(subscription.topic)
+    check_name(str(subscription.topic), subscription.binding or "")
     if not route.exchange:
         raise ConfigError(
             f"{subscription}: only the queue {route.key!r} itself can receive from"
@@ -157,9 +158,8 @@ def _provision_queue(
     connection.ask("queue_declare", what, queue=queue, durable=True, arguments=wanted)
     if mode is Mode.CREATE:
         bound = f"queue {queue!r} at {route}"
-        connection.ask(
-            "queue_bind", bound, queue=queue, exchange=route.exchange, routing_key=route.key
-        )
+        key = route.key if subscription.binding is None else subscription.binding
+        connection.ask("queue_bind", bound, queue=queue, exchange=route.exchange, routing_key=key)
 
 
 def look_up(connection: Connection, queue: str) -> Any:

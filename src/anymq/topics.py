@@ -45,6 +45,9 @@ class Subscription:
 
     ordered       deliveries of one key come in the order they were sent, also with several
                   consumers, and also after a nack. Refused where the broker cannot.
+    binding       which messages of a topic that is an exchange at an address it gets, as that
+                  exchange understands it: `orders.*` of a topic exchange. None: the routing key
+                  in the topic's address.
     lease         seconds that a consumer may hold a delivery; anymq extends it while the consumer
                   lives. None: the broker's usual.
     max_attempts  a handling that fails at this attempt, or a later one, parks the message in the
@@ -62,6 +65,7 @@ class Subscription:
     name: str
     address: str | None = None
     ordered: bool = field(default=False, kw_only=True)
+    binding: str | None = field(default=None, kw_only=True)
     lease: float | None = field(default=None, kw_only=True)
     max_attempts: int | None = field(default=None, kw_only=True)
     dead_letter: Topic | bool = field(default=False, kw_only=True)
@@ -72,6 +76,11 @@ class Subscription:
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.name):
             raise ConfigError(_bad_name("subscription", self.name))
+        if self.binding is not None and (self.address or not self.topic.address):
+            raise ConfigError(
+                f"{self}: binding={self.binding!r} needs a topic with an address, which it chooses"
+                " from, and no address of its own, which is bound already"
+            )
         if self.max_attempts is not None and self.max_attempts < 1:
             raise ConfigError(f"max_attempts={self.max_attempts}: it must be 1 or more")
         if self.max_attempts is not None and not self.dead_letter:
