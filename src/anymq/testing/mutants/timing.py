@@ -36,7 +36,7 @@ class DelaysWithTheSender(MemorySender):
     """What a producer has delayed goes with it."""
 
     def close(self, timeout: float) -> None:
-        for queue in self.session.broker.find(self.topic).values():
+        for queue in self.session.broker.find(self.to).values():
             with queue.lock:
                 queue.delayed.clear()
 
