@@ -27,7 +27,7 @@ HOSTILE_NAMES = [
     "nul\0",
     "%41",
     "x" * 255,
-    *("AWS.trace", "Amazon.x", "goog-x", "googclient_x", "kafka_topic", "__TypeId__"),
+    *("AWS.trace", "Amazon.x", "goog-x", "googclient_x", "__TypeId__"),
     *("CC", "BCC", "cc", "x-death", "x-delivery-count", "x-first-death-reason", "x-match"),
     *("id", "time", "key", "headers", "body", "MessageId", "traceparent", "content-type"),
 ]

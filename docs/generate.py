@@ -28,6 +28,7 @@ BYTES = ("body", "headers")
 LIMIT_NAMES = {
     "body": "bytes of a body",
     "headers": "bytes of all headers",
+    "reserved": "header names of the broker's own",
     "delay": "longest delay, seconds",
     "nack_delay": "longest delay of a nack at the broker, seconds",
     "lease": "lease, seconds",

@@ -19,6 +19,7 @@ from anymq.capabilities import Fact, Level
 from anymq.cli import markdown, matrix, run, screen
 from anymq.cli.app import app
 from anymq.cli.progress import Watch
+from anymq.errors import ConfigError
 from anymq.testing import contract as contracts
 from anymq.testing.columns import Column, Source, parse
 from anymq.testing.contract import Contract
@@ -318,6 +319,10 @@ def test_columns_as_people_write_them() -> None:
     assert [source.kind for source in parse(words)] == [
         *("redis", "rabbitmq", "redis", "redis", "memory"),
     ]
+    (classic,) = parse(["rabbitmq-classic@3.10"])
+    assert (classic.name, classic.kind) == ("rabbitmq-classic@3.10", "rabbitmq")
+    with pytest.raises(ConfigError, match=r"rabbitmq-classic@2: .*4\.3"):
+        parse(["rabbitmq-classic@2"])
 
 
 # the program itself

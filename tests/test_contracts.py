@@ -23,8 +23,6 @@ PENDING = {
     Guarantee.EXACTLY_ONCE,
     Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,
-    Guarantee.DEPTH,
-    Guarantee.PURGE,
 }
 
 

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pika
@@ -458,6 +459,20 @@ def test_a_nack_on_the_thread_that_answers_sends(
     broker.provision(sub)
     again = take(broker.consumer(sub), 10)
     assert {delivery.attempt for delivery in again} != {1}
+
+
+def test_an_io_thread_never_waits_for_itself(connect: Connect) -> None:
+    connection: Any = connect()._adapter._consuming  # type: ignore[attr-defined]
+    told: Future[Any] = Future()
+
+    def on_io_thread() -> None:
+        try:
+            connection.ask("basic_qos", "what callbacks of a user may try", prefetch_count=1)
+        except UnsupportedError as error:
+            told.set_result(str(error))
+
+    connection.run(on_io_thread)
+    assert "callback" in told.result(SECONDS / 3)
 
 
 def ends(consumer: anymq.Consumer) -> bool:

@@ -286,8 +286,8 @@ def _delays(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
         Level.EMULATED,
         "sent to a queue whose TTL moves it on to the topic, where it stays until that stores it",
         ALL,
-        "a queue for each length of delay, which is rounded up by a quarter at most; a topic that"
-        " nobody subscribes to is noticed by nobody; no native expiration",
+        "a queue for each length of delay, which is rounded up by 0.1 s or a quarter at most; a"
+        " topic that nobody subscribes to is noticed by nobody; no native expiration",
     )
     return {G.DELAY: sent} | ({G.NACK_DELAY: held} if ordered else {})
 
@@ -416,6 +416,12 @@ def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
         )
     }
     found[G.LEASE_EXPIRY] = Fact(Level.ABSENT, theirs, DOCS + "consumers")
+    found[G.MAX_ATTEMPTS] = Fact(
+        Level.BEST_EFFORT,
+        "a queue at an address may count nothing: then each consumer counts the failures that it"
+        " has seen of an id, and the next one begins anew",
+        "anymq/attempts.py",
+    )
     if ordered:
         found |= {
             need: Fact(Level.BEST_EFFORT, theirs, DOCS + "queues")

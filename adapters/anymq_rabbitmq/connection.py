@@ -12,7 +12,7 @@ from typing import Any
 
 import pika
 
-from anymq.spi import AnymqError, ConnectionLostError, Url
+from anymq.spi import AnymqError, ConnectionLostError, UnsupportedError, Url
 from anymq_rabbitmq import errors, private
 
 PORT, TLS_PORT = 5672, 5671
@@ -162,7 +162,12 @@ class Connection:
         return self.wait(answer, ANSWER)
 
     def wait(self, answer: Future[Any], timeout: float) -> Any:
-        """The answer to something handed over. Raises ConnectionLostError without one in time."""
+        """The answer to something handed over. Raises ConnectionLostError without one in time, and
+        UnsupportedError on the I/O thread, which would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise UnsupportedError(
+                "this cannot be done in a callback of a send, which must not wait: do it elsewhere"
+            )
         try:
             return answer.result(timeout)
         except TimeoutError as error:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from pika import spec
@@ -421,12 +422,17 @@ class RabbitReceiver(Receiver):
             # The last one: cancel first, so that nothing follows it here, and ack in the same
             # turn. The other way round, the next consumer could start behind what follows.
             self._cancel_now()
+        self._send(self._channel.basic_ack, tags)
+
+    def _send(self, command: Callable[..., Any], tags: Iterable[int]) -> None:
+        """Those with nothing open before them in one command: what a channel has to keep back is
+        lost when it closes, and then the close counts them as failed attempts."""
         left = set(tags)
         last = self._settled(left)
         if last:
-            self._channel.basic_ack(last, multiple=True)
+            command(last, multiple=True)
         for tag in sorted(left):
-            self._channel.basic_ack(tag)
+            command(tag)
         self._early |= left
         self._commands += len(left) + bool(last)
 
@@ -457,26 +463,12 @@ class RabbitReceiver(Receiver):
         self._early |= left
         self._commands += len(back)
 
-    def _on_expired(self, tags: Sequence[int]) -> None:
+    def _on_expired(self, tags: Iterable[int]) -> None:
         """To the dead letters, where there are any."""
-        for tag in tags:
-            self._channel.basic_nack(tag, requeue=False)
-        left = set(tags)
-        self._settled(left)
-        self._early |= left
-        self._commands += len(tags)
+        self._send(partial(self._channel.basic_nack, requeue=False), tags)
 
     def _on_release(self, tags: Iterable[int]) -> None:
-        """Those with nothing open before them in one command: what a channel has to keep back is
-        lost when it closes, and then the close counts them as failed attempts."""
-        left = set(tags)
-        last = self._settled(left)
-        if last:
-            self._channel.basic_nack(last, multiple=True, requeue=True)
-        for tag in sorted(left):
-            self._channel.basic_nack(tag, requeue=True)
-        self._early |= left
-        self._commands += len(left) + bool(last)
+        self._send(partial(self._channel.basic_nack, requeue=True), tags)
 
     def _cancel_now(self) -> None:
         if not self._cancelled:
