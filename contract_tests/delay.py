@@ -38,7 +38,7 @@ def longer_than_the_longest_delay(s: Scenario) -> None:
     producer = s.producer()
     consumer = s.consumer()
     limit = s.capabilities(s.topic).limits.delay
-    (kept,) = producer.messages(1, delay=min(limit, YEAR))
+    (kept,) = producer.messages(1, delay=min(limit, YEAR) or 1.0)
     producer.send_one(kept)
     (refused,) = producer.messages(1, delay=limit + 1)
     error = s.error_of(lambda: producer.send_one(refused))
@@ -96,6 +96,7 @@ def expired_messages(s: Scenario) -> None:
     s.expect(not again, "nothing comes again", again)
     s.judge("redelivered", at_least=11)
     _expired_before_a_consumer(s)
+    _expired_before_it_was_due(s)
 
 
 def _expired_before_a_consumer(s: Scenario) -> None:
@@ -112,3 +113,25 @@ def _expired_before_a_consumer(s: Scenario) -> None:
     late = [taken for taken in got if taken.id in ids(expiring)]
     s.expect(not late, "who comes later gets none that expired", late)
     s.expect(ids(got) == ids(lasting), "and all others", lasting, got)
+
+
+def _expired_before_it_was_due(s: Scenario) -> None:
+    """The same where a delay, of a send or of a retry, ends after the message."""
+    here = s.new_subscription("work", s.new_topic())
+    s.provision(here.topic, here)
+    consumer, producer = s.consumer(here), s.producer(here.topic)
+    end = time.time() + 1.0
+    expiring, lasting = [], []
+    if s.usable(Guarantee.DELAY):
+        expiring += producer.send(3, delay=1.0 + CLOCKS, expires=end)
+        lasting += producer.send(3, delay=1.0 + CLOCKS, expires=end + YEAR)
+    if s.usable(Guarantee.NACK_DELAY):
+        failed = producer.send(2, expires=end) + producer.send(2, expires=end + YEAR)
+        for taken in consumer.take(len(failed)):
+            taken.nack(delay=1.0 + CLOCKS)
+        expiring += failed[:2]
+        lasting += failed[2:]
+    got = consumer.drain(lasting, within=s.patience + 2.0, linger=0.5)
+    late = [taken for taken in got if taken.id in ids(expiring)]
+    s.expect(not late, f"none comes after its end, though its delay is over: {len(late)} did", late)
+    s.expect(sorted(ids(got)) == sorted(ids(lasting)), "all others do", lasting, got)

@@ -138,7 +138,7 @@ def test_a_default_broker_that_is_missing(
         (["--backend", "nats://host"], "no adapter for nats://"),
         (["--backend", "redis://host?colour=red"], "unknown option 'colour'"),
         (["--backend", "redis://u:p#w@host"], "write it as %23"),
-        ([*MEMORY, "--only", "DEL-1"], "did you mean 'DEL-0"),
+        ([*MEMORY, "--only", "DEL-1"], "did you mean 'DEL-"),
         ([*MEMORY, "--only", "zzz"], "families: DEL (Delivery)"),
         ([*MEMORY, "--only", "DEL-01", "--json", "no/such/folder/x.json"], "there is no folder"),
     ],
@@ -200,7 +200,7 @@ def test_explain_shows_the_witness(broken_contract: str) -> None:
     ("words", "says"),
     [
         (["DEL-01", "memori"], "did you mean 'memory'?"),
-        (["DEL-0l", "memory"], "did you mean 'DEL-0"),
+        (["DEL-0l", "memory"], "did you mean 'DEL-"),
         (["DEL", "memory"], "name one contract of it: DEL-01"),
         (["DEL-01", "redis://localhost:1"], "localhost:1"),
     ],

@@ -111,7 +111,7 @@ class Broker(Closing):
         self._usable()
         mode = _mode(mode)
         items = list(dict.fromkeys(part for item in what for part in _parts(item)))
-        for item in items:
+        for item in (*what, *items):
             self.check_use(item)
         if mode is not Mode.ASSUME:
             self._adapter.provision(items, mode)
@@ -330,6 +330,8 @@ def _parts(item: Topic | Subscription) -> Iterable[Topic | Subscription]:
             if item.dead_topic.address is None:
                 yield item.dead_letters
         yield item.topic
+        if item.ephemeral:
+            return  # it exists only with its consumer
     yield item
 
 
@@ -363,6 +365,7 @@ def _check_options(capabilities: Capabilities, at: Subscription) -> None:
         (at.lease is not None, Guarantee.LEASE_EXPIRY, f"lease={at.lease}"),
         (at.dead_letter is not False, Guarantee.DEAD_LETTER, "dead_letter"),
         (at.broker_limit is not None, Guarantee.MAX_ATTEMPTS_CRASH, "broker_limit"),
+        (at.ephemeral, Guarantee.EPHEMERAL, "ephemeral=True"),
     )
     for used, guarantee, option in asked:
         if used and not capabilities.has(guarantee):

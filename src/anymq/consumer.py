@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from anymq.attempts import Attempts
 from anymq.capabilities import Capabilities, Guarantee
@@ -182,25 +182,27 @@ class Consumer(Closing):
             return []
         if self._max_in_flight is not None:
             limit = min(limit, self._max_in_flight - len(self._held))
-        taken = self._retries.take(limit) if self._kept else []
+        due = self._retries.due() if self._kept else ()
         if self._max_bytes is not None:
-            limit = self._fitting(limit)
-        if self._lanes is not None:
-            taken += self._lanes.take(self._buffer, limit - len(taken))
+            limit = self._fitting(due or self._buffer, limit)
+        if due:
+            taken = self._retries.take(min(limit, len(due)))
+        elif self._lanes is not None:
+            taken = self._lanes.take(self._buffer, limit)
         else:
             pop = self._buffer.popleft
-            taken += [pop() for _ in range(min(limit - len(taken), len(self._buffer)))]
+            taken = [pop() for _ in range(min(limit, len(self._buffer)))]
         me = threading.get_ident()
         for delivery in taken:
             delivery.owner = self
             self._held[delivery] = me
         return taken
 
-    def _fitting(self, limit: int) -> int:
-        """How many of the first waiting deliveries fit the limit in bytes; one always does."""
+    def _fitting(self, waiting: Iterable[Delivery], limit: int) -> int:
+        """How many of the first of them fit the limit in bytes; one always does."""
         assert self._max_bytes is not None
         size, count = sum(len(d.message.body) for d in self._held), 0
-        for delivery in itertools.islice(self._buffer, limit):
+        for delivery in itertools.islice(waiting, limit):
             size += len(delivery.message.body)
             if size > self._max_bytes and (count or self._held):
                 break

@@ -62,12 +62,14 @@ class Retries:
             held.number = delivery.number
         heapq.heappush(self.waiting, (time.monotonic() + delay, next(self._numbers), held))
 
-    def take(self, limit: int) -> list[Delivery]:
-        """Remove and return what is due."""
-        taken: list[Delivery] = []
-        while self.waiting and len(taken) < limit and self.wait() <= 0:
-            taken.append(heapq.heappop(self.waiting)[2])
-        return taken
+    def due(self) -> list[Held]:
+        """Those whose time has come, in the order of take()."""
+        now = time.monotonic()
+        return [held for _, _, held in sorted(entry for entry in self.waiting if entry[0] <= now)]
+
+    def take(self, count: int) -> list[Delivery]:
+        """Remove and return the first ones of due()."""
+        return [heapq.heappop(self.waiting)[2] for _ in range(count)]
 
     def wait(self) -> float:
         """Seconds until the first is due."""

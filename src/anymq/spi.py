@@ -232,7 +232,8 @@ class Adapter(ABC):
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> Receiver:
-        """Returns when messages sent from now on will reach it. Raises NotFoundError.
+        """Returns when messages sent from now on will reach it. Raises NotFoundError. An ephemeral
+        subscription is made here, for this receiver alone, and goes with it.
 
         on_end(claim) tells, once and from any thread, that the claim has ended: nothing can be
         done with its deliveries any more. Where it ended with LeaseLostError, the receiver goes on

@@ -54,6 +54,8 @@ class Subscription:
                   dead letters. A message is always handled at least once before.
     dead_letter   where to: True for the topic `{topic}_{subscription}_dead`, or a Topic. It is
                   provisioned along with its own subscription `dead`. False: nowhere.
+    ephemeral     every consumer is a group of its own: it gets a copy of what is sent while it is
+                  open, and nothing is left after it. Nothing has to be provisioned for it.
     broker_limit  the broker's own limit, in deliveries, handled or not: a backstop against
                   handlers that kill their process. None: well above max_attempts.
     requires      guarantees without which the application must not start.
@@ -68,6 +70,7 @@ class Subscription:
     max_attempts: int | None = field(default=None, kw_only=True)
     dead_letter: Topic | bool = field(default=False, kw_only=True)
     broker_limit: int | None = field(default=None, kw_only=True)
+    ephemeral: bool = field(default=False, kw_only=True)
     requires: tuple[Guarantee, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:

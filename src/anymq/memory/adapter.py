@@ -143,16 +143,22 @@ class MemoryReceiver(spi.Receiver):
     def close(self, timeout: float) -> None:
         if not self.claim.ended:
             self.claim.ended = ClosedError("the consumer is closed")
-            with self.queue.lock:
-                self.queue.lose(self)
+            self.leave()
 
     def end(self, error: spi.AnymqError) -> None:
         if not self.claim.ended:
             self.claim.ended = error
+            self.leave()
             with self.queue.lock:
-                self.queue.lose(self)
                 self.queue.changed.notify_all()
             self.on_end(self.claim)
+
+    def leave(self) -> None:
+        """Its claim has ended: what it held goes back, and a queue of its own goes."""
+        with self.queue.lock:
+            self.queue.lose(self)
+        if self.queue.subscription.ephemeral:
+            self.queue.broker.drop_ephemeral(self.queue)
 
 
 class MemoryAdapter(spi.Adapter):
@@ -186,7 +192,8 @@ class MemoryAdapter(spi.Adapter):
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> MemoryReceiver:
         self.check()
-        receiver = self.receiver_class(self.broker.queue(subscription), on_end)
+        find = self.broker.open_ephemeral if subscription.ephemeral else self.broker.queue
+        receiver = self.receiver_class(find(subscription), on_end)
         self.receivers.add(receiver)
         return receiver
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anymq.errors import AnymqError, ConnectionLostError, SendUnknownError
 from anymq.message import Message, SendOutcome, Status
+from anymq.spi import Done
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Topic
 
@@ -120,6 +121,18 @@ class RecordingProducer:
         future = self.raw.send_soon(message)
         future.add_done_callback(lambda done: self._future_done(message, done))
         return future
+
+    def lose_next_answer(self) -> None:
+        """What is sent next reaches the broker, whose answer does not reach us."""
+        sender = self.raw._sender
+        send = sender.send
+
+        def losing(batch: Sequence[Message], done: Done) -> None:
+            sender.send = send  # type: ignore[method-assign]
+            lost = SendOutcome(Status.UNKNOWN, SendUnknownError("the answer was lost"))
+            send(batch, lambda outcomes: done([lost] * len(outcomes)))
+
+        sender.send = losing  # type: ignore[method-assign]
 
     def close(self, timeout: float = 10.0) -> None:
         self.raw.close(timeout)

@@ -11,6 +11,7 @@ broker itself. A contract that passes on it although it is named here is a bug i
 | handing_out | to whom, in which order, with which attempt, for how long |
 | settling | acks, nacks, releases, extensions |
 | sending | where it goes, and what the sender is told |
+| timing | delays, expiry, priorities, what one consumer keeps from others |
 | dead_letters | dead letters and retries |
 | admin | making and checking topics and subscriptions |
 """
@@ -26,6 +27,7 @@ from anymq.testing.mutants import (  # importing registers them
     sending,
     settling,
     storing,
+    timing,
 )
 from anymq.testing.mutants.base import MUTANTS, Mutant, mutant
 
@@ -41,4 +43,5 @@ __all__ = [
     "sending",
     "settling",
     "storing",
+    "timing",
 ]

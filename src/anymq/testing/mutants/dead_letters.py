@@ -49,15 +49,6 @@ class WearsOutLetters(Queue):
 
 
 @mutant("RTY-01")
-class DelaysInTurn(Queue):
-    """A short delay waits for a longer one that began before."""
-
-    def postpone(self, entry: Entry, delay: float) -> None:
-        latest = max((due for due, _ in self.delayed), default=0.0)
-        super().postpone(entry, max(delay, latest - self.clock.monotonic()))
-
-
-@mutant("RTY-01")
 class DelaysWithoutCounting(Queue):
     """A nack with a delay is no attempt."""
 
