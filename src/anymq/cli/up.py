@@ -172,7 +172,7 @@ def _show(starts: Sequence[_Start]) -> None:
     wide_url = max(map(len, urls.values()))
     for one in starts:
         assert one.broker is not None
-        about = f"{one.broker.version}, {one.broker.how}, up after {one.seconds:.0f} s"
+        about = f"{one.broker.version}, {one.broker.how}"
         text = Text.assemble(
             (f"{one.name:{wide}}", "bold"), f"  {urls[one.name]:{wide_url}}  ", (about, "dim")
         )
