@@ -291,6 +291,15 @@ def test_closing_names_what_was_not_answered() -> None:
     assert errors == [SendUnknownError, ClosedError, ClosedError]  # two had not left yet
 
 
+def test_failures_that_nobody_looks_at_are_logged_but_do_not_flood(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = producer(PromptSender(lambda _: REFUSED))
+    for message in numbered(150):
+        out.send_soon(message)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["1", "10", "100"]
+
+
 def test_many_threads_keep_the_order_of_each() -> None:
     sender = PromptSender()
     out = producer(sender)

@@ -23,7 +23,8 @@ from anymq.message import Message
 from anymq.spi import DEAD, Guarantee, Level, Scope, Subscription, Topic, Url
 from anymq.url import read_options
 from anymq_rabbitmq import BACKEND
-from anymq_rabbitmq.topology import UNLIMITED, Route, arguments, queue_of
+from anymq_rabbitmq.capabilities import UNLIMITED
+from anymq_rabbitmq.topology import Route, arguments, queue_of
 from anymq_rabbitmq.wire import Encoder, attempt, decode
 
 ORDERS = Topic("orders")
@@ -155,24 +156,28 @@ def test_a_queue_address_is_verbatim() -> None:
 
 
 def test_arguments() -> None:
-    plain = arguments(Subscription(ORDERS, "billing"))
+    plain = arguments(Subscription(ORDERS, "billing"), "quorum")
     assert plain == {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
-    parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20))
+    parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20), "quorum")
     assert parked["x-delivery-limit"] == 199  # 200 deliveries
     assert parked["x-dead-letter-exchange"] == "orders_billing_dead"
     assert parked["x-dead-letter-routing-key"] == "orders/billing 200"
     assert parked["x-dead-letter-strategy"] == "at-least-once"
     assert parked["x-overflow"] == "reject-publish"
-    away = arguments(Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")))
+    away = arguments(
+        Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")), "quorum"
+    )
     assert (away["x-dead-letter-exchange"], away["x-dead-letter-routing-key"]) == ("", "morgue.q")
     long = Subscription(Topic("orders", "ö" * 120), "billing", dead_letter=True)
-    assert arguments(long)["x-dead-letter-routing-key"] == "orders/billing 100"
-    assert arguments(Subscription(ORDERS, "billing", ordered=True))["x-single-active-consumer"]
+    assert arguments(long, "quorum")["x-dead-letter-routing-key"] == "orders/billing 100"
+    assert arguments(Subscription(ORDERS, "billing", ordered=True), "quorum")[
+        "x-single-active-consumer"
+    ]
 
 
 def test_dead_letters_are_never_thrown_away() -> None:
     letters = Subscription(ORDERS, "billing", dead_letter=True).dead_letters
-    assert arguments(letters)["x-delivery-limit"] == UNLIMITED
+    assert arguments(letters, "quorum")["x-delivery-limit"] == UNLIMITED
 
 
 # the wire, outgoing

@@ -6,7 +6,7 @@ import os
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -40,7 +40,7 @@ class Connection:
         self._scheduled = False
         self._ends: dict[Callable[[AnymqError], None], None] = {}
         self._opened: Future[None] = Future()
-        self.native: Any = pika.SelectConnection(
+        self.native: Any = private.SelectConnection(
             parameters,
             on_open_callback=lambda _: self._opened.set_result(None),
             on_open_error_callback=self._on_open_error,
@@ -136,6 +136,11 @@ class Connection:
         """Call a method of pika's Channel, on a channel of its own, since a refused request closes
         its channel. Returns the answer's method. Raises what errors.refused() makes of a refusal;
         `what` names the thing."""
+        return self.ask_all(method, what, [arguments])
+
+    def ask_all(self, method: str, what: str, calls: Sequence[Mapping[str, Any]]) -> Any:
+        """Many calls of one method at once; the answer to the last, which proves the others."""
+        *silent, last = calls
         answer: Future[Any] = Future()
 
         def end(error: BaseException) -> None:
@@ -149,7 +154,9 @@ class Connection:
                 channel.close()
 
             channel.add_on_close_callback(lambda _, error: end(error))
-            getattr(channel, method)(callback=on_answer, **arguments)
+            for arguments in silent:
+                getattr(channel, method)(**arguments)  # no callback: nothing is answered
+            getattr(channel, method)(callback=on_answer, **last)
 
         self.run(lambda: self.open_channel(on_channel, end))
         return self.wait(answer, ANSWER)

@@ -9,7 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pika
 from pika import spec
+
+from anymq_rabbitmq import deliveries
+
+
+class SelectConnection(pika.SelectConnection):  # type: ignore[misc] # pika has no types
+    """Hands deliveries out without the detour through frame objects and callbacks."""
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        self._frame_buffer += data_in
+        while self._frame_buffer:
+            self._hand_out_deliveries()
+            consumed, frame = self._read_frame()
+            if frame is None:
+                return
+            self._trim_frame_buffer(consumed)
+            self._process_frame(frame)
+
+    def _hand_out_deliveries(self) -> None:
+        """As many as stand complete at the beginning of what has arrived."""
+        buffer, at = self._frame_buffer, 0
+        while found := deliveries.read(buffer, at):
+            number, method, properties, body, end = found
+            channel: Any = self._channels.get(number)
+            deliver = channel and channel._consumers.get(method.consumer_tag)
+            if not deliver or method.consumer_tag in channel._cancelled:
+                break  # pika knows what to do with it
+            at = end
+            deliver(channel, method, properties, body)
+        if at:
+            self._trim_frame_buffer(at)
 
 
 def write(connection: Any, frames: bytes) -> None:

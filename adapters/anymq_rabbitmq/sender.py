@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -53,7 +53,14 @@ class RabbitSender(Sender):
 
     batch = 500  # two are on the way: with 100 unconfirmed the rate is 0.4 of that with 1000
 
-    def __init__(self, connection: Connection, route: Route, body_limit: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        route: Route,
+        body_limit: int,
+        delayed: Callable[[float], str] | None = None,
+    ) -> None:
+        """`delayed` gives the queue in which a message waits for so long."""
         self._connection, self._route = connection, route
         self._next_tag = 1
         self._flying: set[str | None] = set()  # ids; each operation on it is atomic
@@ -75,6 +82,7 @@ class RabbitSender(Sender):
             route.key,
             body_limit,
             private.frame_payload(connection.native),
+            delayed,
         )
 
     # any thread

@@ -9,11 +9,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any
 
 from anymq import registry
 from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.closing import Closing
 from anymq.consumer import Consumer
 from anymq.errors import (
     AnymqError,
@@ -62,7 +62,7 @@ def connect(url: str, *uses: Topic | Subscription) -> Broker:
     return broker
 
 
-class Broker:
+class Broker(Closing):
     """One session with one broker. Safe to share between threads; close it, or use it as a
     context manager. When its connection is lost, calls raise ConnectionLostError: connect again.
     """
@@ -296,22 +296,6 @@ class Broker:
                 f"this session with {self.url} was opened before fork(), by process {self._pid}:"
                 " connect again in this one"
             )
-
-    def __enter__(self) -> Broker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except AnymqError as failure:
-            if error is None:
-                raise
-            log.error("while closing: %s", failure)  # the block's own error goes on
 
     def __repr__(self) -> str:
         return f"<Broker {self.url} {'closed' if self._closed else self.server}>"

@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.closing import Closing
 from anymq.errors import (
     AnymqError,
     BackPressureTimeout,
-    BrokerError,
     ClosedError,
     InvalidMessageError,
     PlannedError,
@@ -217,7 +216,7 @@ class _Flight:
         box._pump(*following)
 
 
-class Producer:
+class Producer(Closing):
     """Sends to one topic. Safe to share between threads; messages of one thread keep their order.
 
     Made by Broker.producer(). Close it, or use it as a context manager: closing waits for the
@@ -242,6 +241,7 @@ class Producer:
         self._body_limit = capabilities.limits.body or float("inf")
         self._id_prefix = os.urandom(8).hex()
         self._id_numbers = itertools.count()
+        self._failures = itertools.count(1)  # of send_soon()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -302,11 +302,18 @@ class Producer:
             if outcome.error is None:
                 future.set_result(outcome)
             else:
-                log.warning("message %s to %s: %s", message.id, self.topic, outcome.error)
+                self._log_failure(message, outcome.error)
                 future.set_exception(outcome.error)
 
         self._outbox.put((message,), done, self._timeout)
         return future
+
+    def _log_failure(self, message: Message, error: AnymqError) -> None:
+        """For those who never look at their futures: the first, the tenth, the hundredth, ..."""
+        count = next(self._failures)
+        if str(count).strip("0") == "1":
+            text = "%d sends to %s have failed, this time message %s: %s"
+            log.warning(text, count, self.topic, message.id, error)
 
     def send_many(
         self,
@@ -376,6 +383,11 @@ class Producer:
                 f"delay={message.delay:g} s: {self.capabilities.about} takes"
                 f" {self.capabilities.limits.delay:g} s at most"
             )
+        levels = self.capabilities.limits.priorities
+        if message.priority is not None and not 0 <= message.priority < levels:
+            raise UnsupportedError(
+                f"priority={message.priority}: {self.capabilities.about} takes 0 to {levels - 1}"
+            )
 
     # closing
 
@@ -404,22 +416,6 @@ class Producer:
     @property
     def closed(self) -> bool:
         return self._closed
-
-    def __enter__(self) -> Producer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except BrokerError as failure:
-            if error is None:
-                raise
-            log.error("while closing: %s", failure)  # the block's own error goes on
 
 
 class _Ticket:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
+from anymq.capabilities import Limits
 from anymq.consumer import Consumer
-from anymq.dead_letter import PREFIX, REDRIVEN
+from anymq.dead_letter import DROPPED, PREFIX, REDRIVEN, storable
 from anymq.errors import AnymqError, SendUnknownError
 from anymq.message import STORED, Delivery, Message, SendOutcome
 from anymq.producer import Producer
@@ -103,7 +104,9 @@ def _move(ours: list[Delivery], back: Producer, report: RedriveReport) -> None:
         answers.put((delivery, outcome))
 
     for delivery in ours:
-        back.forward(revived(delivery.message), partial(answered, delivery))
+        back.forward(
+            revived(delivery.message, back.capabilities.limits), partial(answered, delivery)
+        )
     failure: AnymqError | None = None
     for _ in ours:
         try:
@@ -119,18 +122,9 @@ def _move(ours: list[Delivery], back: Producer, report: RedriveReport) -> None:
         raise failure
 
 
-def revived(letter: Message) -> Message:
+def revived(letter: Message, limits: Limits) -> Message:
     """The message that a letter was."""
-    headers = {k: v for k, v in letter.headers.items() if not k.startswith(PREFIX)}
+    headers = {k: v for k, v in letter.headers.items() if not k.startswith(PREFIX) or k == DROPPED}
     before = letter.headers.get(REDRIVEN, "")
-    headers[REDRIVEN] = str(int(before) + 1 if before.isascii() and before.isdigit() else 1)
-    return Message(
-        letter.body,
-        letter.key,
-        headers,
-        letter.id,
-        letter.timestamp,
-        letter.content_type,
-        letter.correlation_id,
-        letter.reply_to,
-    )
+    count = int(before) + 1 if before.isascii() and before.isdigit() else 1
+    return storable(letter, headers, {REDRIVEN: str(count)}, limits)

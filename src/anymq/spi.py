@@ -235,7 +235,8 @@ class Adapter(ABC):
         """Returns when messages sent from now on will reach it. Raises NotFoundError.
 
         on_end(claim) tells, once and from any thread, that the claim has ended: nothing can be
-        done with its deliveries any more. Not called by close()."""
+        done with its deliveries any more. Where it ended with LeaseLostError, the receiver goes on
+        with another claim; else it is over. Not called by close()."""
 
     def depth(self, subscription: Subscription) -> Depth:
         raise UnsupportedError("this broker does not tell how many messages wait")

@@ -12,7 +12,6 @@ from .errors import NotPossibleHere
 from .machine import Progress, cache_folder, is_root, run
 from .packages import install, locked
 
-_MIRROR = "http://deb.debian.org/debian"
 _PACKAGES = "rabbitmq-server,redis-server"
 _BUILD_SECONDS = 900.0
 _NAMESPACE = ("unshare", "--mount", "--propagation", "private")
@@ -76,7 +75,7 @@ def _build(root: Path, suite: str, lock: int) -> None:
         # The namespace also holds debootstrap's own mounts. Its processes keep the lock, so
         # that nobody else starts while they outlive a killed parent.
         run(
-            [*_NAMESPACE, *debootstrap, str(unfinished), _MIRROR],
+            [*_NAMESPACE, *debootstrap, str(unfinished)],
             seconds=_BUILD_SECONDS,
             inherit=[lock],
         )

@@ -60,6 +60,7 @@ EMULATED = {
     Guarantee.DEAD_LETTER_NO_LOSS: ("acked once the letter is stored", "a second letter, rarely"),
 }
 SOURCE = "anymq/memory"
+MAX_BODY = 64 << 20  # bytes; any number, so that what is too large can be tried here
 
 
 def declare(
@@ -76,6 +77,7 @@ def declare(
             else Fact(Level.ABSENT, "needs Subscription(ordered=True)", SOURCE)
         )
     limits = Limits(
+        body=MAX_BODY,
         delay=float("inf"),
         nack_delay=float("inf"),
         lease=(0.001, float("inf")),

@@ -60,7 +60,7 @@ class Scenario:
         self.patience = column.patience
         own = bool(contract.needs | contract.wants) and column.breakable
         self.local = column.expendable() if own else None
-        self.url = self.local.url if self.local else column.url
+        self.url = column.url_of(self.local) if self.local else column.url
         self._tag = f"{contract.id.lower()}-{uuid.uuid4().hex[:6]}"
         self._names = itertools.count(1)
         self._made: list[Topic | Subscription] = []

@@ -1,0 +1,35 @@
+"""What is closed at the end of a `with` block."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Self
+
+from anymq.errors import AnymqError
+
+log = logging.getLogger("anymq")
+
+
+class Closing:
+    """A context manager that closes. An error of the block goes on; one of closing then is only
+    logged, so that it does not hide the first."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except AnymqError as failure:
+            if error is None:
+                raise
+            log.error("while closing: %s", failure)
