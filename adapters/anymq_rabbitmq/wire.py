@@ -168,7 +168,7 @@ def _again(message: Again, size: int, tag: int | None) -> bytes:
     table = {
         name: value
         for name, value in (properties.headers or NO_HEADERS).items()
-        if name not in BROKER_HEADERS and name not in ROUTING_HEADERS and name != TAG
+        if name not in RESERVED and name != TAG
     }
     table |= {k: v for k, v in message.headers.items() if k.startswith("anymq-dead-")}
     table[FAILED] = message.attempts
