@@ -362,7 +362,7 @@ def test_adapters_of_other_packages_are_shown_also_when_they_fail(
 # up
 
 
-@pytest.mark.parametrize("word", ["memory", "redis://host", "rabit", "redis@1"])
+@pytest.mark.parametrize("word", ["memory", "redis://host", "rabit", "rabbitmq-classic", "redis@1"])
 def test_up_refuses_what_it_cannot_start(word: str) -> None:
     result = anymq("up", word)
     assert result.exit_code == 2
@@ -379,6 +379,16 @@ def test_up_shows_what_a_broker_said_before_it_failed(monkeypatch: pytest.Monkey
     assert result.exit_code == 2
     assert "out of [memory]" in result.stderr
     assert result.stdout == ""
+
+
+def test_up_shows_also_what_nobody_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(name: str, progress: object) -> None:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(local, "start", start)
+    result = anymq("up", "redis")
+    assert result.exit_code == 2
+    assert "redis: RuntimeError: surprise" in result.stderr
 
 
 def broker(url: str, lives: bool) -> Any:

@@ -23,8 +23,7 @@ from anymq.cli.screen import err, one_line, out
 from anymq.errors import AnymqError, ConfigError
 from anymq.local import BrokerFailed, BrokerMissing, LocalBroker
 from anymq.spi import Subscription, Topic
-from anymq.testing.columns import parse
-from anymq.url import Url
+from anymq.url import Url, did_you_mean
 
 READY = 60.0  # seconds that a broker which answers has for a first message
 LOOK = 1.0  # seconds between two looks whether all of them still run
@@ -58,10 +57,18 @@ def up(
 
 
 def _checked(names: Sequence[str]) -> list[str]:
+    """Each once. Raises ConfigError before anything is started."""
+    known = local.known()
     for name in names:
-        if "://" in name or name == "memory":
-            raise ConfigError(f"{safe(name)}: nothing to start; name one of rabbitmq, redis")
-    return [source.name for source in parse(names)]
+        base, at, version = name.partition("@")
+        if base == "memory" or "://" in name:
+            raise ConfigError(f"{safe(name)}: there is nothing to start; name {', '.join(known)}")
+        if base not in known:
+            raise ConfigError(f"no broker is called {base!r}{did_you_mean(base, known)}")
+        if at and version not in known[base]:
+            there = ", ".join(known[base])
+            raise ConfigError(f"{name!r}: this version cannot be started here; there is {there}")
+    return list(dict.fromkeys(names))
 
 
 @dataclass(slots=True)
@@ -86,8 +93,10 @@ class _Start:
             self.broker = broker
         except BrokerMissing as error:
             self.failure = "\n".join([f"{self.name}: {error}", *error.failures])
-        except (BrokerFailed, AnymqError, OSError) as error:
+        except BrokerFailed as error:
             self.failure = f"{self.name}: {error}"
+        except Exception as error:  # noqa: BLE001 - a thread: nobody else would hear of it
+            self.failure = f"{self.name}: {type(error).__name__}: {error}"
         finally:
             self.over = True
             tell("")
