@@ -51,7 +51,10 @@ def receive(
         help="What exists already, as its broker names it; TOPIC/SUBSCRIPTION is then a label.",
     ),
     ordered: bool = typer.Option(
-        False, "--ordered", help="As Subscription(ordered=True): the order of each key."
+        False,
+        "--ordered",
+        help="As Subscription(ordered=True): the order of each key, and with --no-ack only the "
+        "first of each.",
     ),
     provision: bool = typer.Option(
         False, "--provision", help="Make topic and subscription if they are missing."
@@ -95,7 +98,6 @@ def _show_all(
     quiet_since = time.monotonic()
     while most is None or shown < most:
         left = UNTIL_TOLD if wait is None else max(0.0, quiet_since + wait - time.monotonic())
-        # One at a time with an order: the next of a key comes when this one is settled.
         few = PREFETCH if most is None else min(PREFETCH, most - shown)
         batch = consumer.receive(few, left)
         if not batch and wait is not None and time.monotonic() >= quiet_since + wait:
@@ -176,10 +178,11 @@ def _summary(broker: Broker, at: Subscription, shown: int, ack: bool) -> None:
         err.print(f"anymq: nothing came from {at}", soft_wrap=True)
         return
     text = f"{shown:,} message{'s' * (shown != 1)}"
+    given = broker.capabilities(at)
     if ack:
-        done = "acked"
-    elif broker.capabilities(at).has(Guarantee.NACK):
-        counted = not broker.capabilities(at).has(Guarantee.RELEASE_UNCOUNTED)
+        done = "acked" if given.has(Guarantee.ACK_EACH) else "received"
+    elif given.has(Guarantee.NACK):
+        counted = not given.has(Guarantee.RELEASE_UNCOUNTED)
         done = "given back" + (", which this broker counts as an attempt" if counted else "")
     else:
         done = "not given back: this broker keeps nothing"
