@@ -279,6 +279,12 @@ def test_a_missing_subscription_says_what_to_do(url: str) -> None:
     assert "topic/subscription" in anymq("receive", url, "orders").stderr
 
 
+def test_errors_are_safe_to_show_too(url: str) -> None:
+    result = anymq("receive", url, "orders/\x1b[31mred")
+    assert result.exit_code == 2
+    assert "\x1b" not in result.stderr
+
+
 def test_ordered_goes_on_with_the_next_of_a_key(url: str) -> None:
     ordered = Subscription(ORDERS, "ordered", ordered=True)
     with connect(url) as broker:
@@ -371,13 +377,15 @@ def test_up_refuses_what_it_cannot_start(word: str) -> None:
 
 def test_up_shows_what_a_broker_said_before_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(name: str, progress: object) -> None:
-        raise BrokerMissing("redis is missing: see above", ["its last lines:\nout of [memory]"])
+        raise BrokerMissing(
+            "redis is missing: see above", ["its last lines:\nout of [memory] \x1b[31m"]
+        )
 
     monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(local, "stop_all", lambda: False)
     result = anymq("up", "redis")
     assert result.exit_code == 2
-    assert "out of [memory]" in result.stderr
+    assert "out of [memory] \\x1b[31m" in result.stderr
     assert result.stdout == ""
 
 

@@ -26,6 +26,7 @@ from anymq.spi import Subscription, Topic
 from anymq.url import Url, did_you_mean
 
 READY = 60.0  # seconds that a broker which answers has for a first message
+LOG = "\n\t"  # what a log may hold; names of clients, too, stand in it
 LOOK = 1.0  # seconds between two looks whether all of them still run
 
 
@@ -48,7 +49,7 @@ def up(
     starts = [_Start(name) for name in _checked(names or list(local.known()))]
     _wait_until_up(starts)
     for failed in (one for one in starts if one.failure):
-        err.print(f"anymq: {failed.failure}", soft_wrap=True)
+        err.print(f"anymq: {safe(failed.failure, keep=LOG)}", soft_wrap=True)
     if any(one.failure for one in starts):
         local.stop_all()
         raise typer.Exit(2)
@@ -201,7 +202,7 @@ def _watch(brokers: Sequence[LocalBroker]) -> int:
         while all(broker.alive() for broker in brokers):
             threading.Event().wait(LOOK)
         for broker in (one for one in brokers if not one.alive()):
-            last = f"its last lines:\n{broker.output()}"
+            last = f"its last lines:\n{safe(broker.output(), keep=LOG)}"
             err.print(f"anymq: {broker.name} has ended by itself; {last}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
