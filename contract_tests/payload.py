@@ -272,6 +272,10 @@ def what_is_beside_the_body(s: Scenario) -> None:
     letters = s.letters()
     _arrived(s, sent, letters.take(len(sent)), "as a letter")
     letters.close()
+    dead = s.subscription.dead_letters
+    if s.capabilities(dead).has(Guarantee.DEPTH):  # what is given back is there a moment later
+        ready = len(sent)
+        s.wait_for(lambda: s.broker.depth(dead).ready == ready, "the letters are there again")
     s.broker.redrive(s.subscription, timeout=s.patience)
     _arrived(s, sent, consumer.drain(sent), "redriven")
 

@@ -233,8 +233,10 @@ class Broker(Closing):
         timeout      seconds without a letter after which there are no more
         on_progress  called on this thread with the report so far, after each batch
 
-        A crash between leaves both, letter and message; never neither. Where the broker does not
-        tell how many letters there are, what fails again at once is redriven again: give a limit.
+        A crash between leaves both, letter and message; never neither. What a consumer of the
+        letters has given back may be there only a moment later (20 ms, on RabbitMQ). Where the
+        broker does not tell how many letters there are, what fails again at once is redriven
+        again: give a limit.
 
         Raises NotFoundError, UnsupportedError where there are no dead letters, and what a send
         raises; letters whose message is not certainly stored are kept."""
