@@ -29,6 +29,7 @@ RANGES = ("lease", "attempts")  # where None means that no value is taken
 LIMIT_NAMES = {
     "body": "bytes of a body",
     "headers": "bytes of all headers",
+    "reserved": "header names of the broker's own",
     "delay": "longest delay, seconds",
     "nack_delay": "longest delay of a nack at the broker, seconds",
     "lease": "lease, seconds",

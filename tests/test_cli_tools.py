@@ -27,6 +27,7 @@ PROGRAM = [sys.executable, "-c", "from anymq.cli import main; main()"]
 PATIENCE = 60.0  # seconds that a real broker and a new process may take
 ORDERS = Topic("orders")
 BILLING = Subscription(ORDERS, "billing")
+BRIEFLY = ["--wait", "200ms"]
 DANGEROUS = "\x1b]0;title\x07 \x9b31m \u202eevil \r\x7f \ud800"
 
 
@@ -322,8 +323,8 @@ def test_redrive_moves_letters_back_up_to_a_limit(url: str) -> None:
     assert result.exit_code == 0
     assert result.stdout == "orders/mortal: 2 redriven\n"
     assert [message.id for message in stored(url, mortal)] == ["m0", "m1"]
-    assert anymq("redrive", url, "orders/mortal").stdout == "orders/mortal: 3 redriven\n"
-    assert anymq("redrive", url, "orders/mortal").stdout == "orders/mortal: 0 redriven\n"
+    assert anymq("redrive", url, "orders/mortal", *BRIEFLY).stdout == "orders/mortal: 3 redriven\n"
+    assert anymq("redrive", url, "orders/mortal", *BRIEFLY).stdout == "orders/mortal: 0 redriven\n"
 
 
 def test_redrive_of_what_has_no_dead_letters(url: str) -> None:

@@ -19,9 +19,6 @@ PENDING = {
     Guarantee.SEND_PERSISTENT,
     Guarantee.SEND_IDEMPOTENT,
     Guarantee.SEND_ORDER_ON_FAILURE,
-    Guarantee.DELAY,
-    Guarantee.PRIORITY,
-    Guarantee.EXPIRY,
     Guarantee.DEDUPLICATION,
     Guarantee.REPLAY,
     Guarantee.SEEK_TIME,
@@ -29,8 +26,6 @@ PENDING = {
     Guarantee.EPHEMERAL,
     Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,
-    Guarantee.DEPTH,
-    Guarantee.PURGE,
 }
 
 

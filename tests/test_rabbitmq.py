@@ -402,9 +402,6 @@ def test_addresses_are_only_looked_up(adapter: Adapter, make: Callable[..., Plac
         ):
             with pytest.raises(NotFoundError, match=missing):
                 adapter.provision([what], mode)
-    for what in theirs:
-        with pytest.raises(ConfigError, match="address"):
-            adapter.remove(what)
 
 
 def test_depth_purge_remove(adapter: Adapter, make: Callable[..., Place]) -> None:
@@ -518,7 +515,7 @@ def test_any_foreign_message_can_be_parked_and_redriven(
                     assert ("own" in headers) is ("own" in dict(odd)[body].get("headers", {}))
                     assert headers["anymq-dead-reason"] == "max_attempts"
             if deaths == 1:
-                report = session.redrive(place.sub, timeout=SECONDS)
+                report = session.redrive(place.sub, timeout=10.0)
                 assert (report.redriven, report.skipped) == (len(odd), 0)
 
 

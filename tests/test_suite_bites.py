@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import anymq.broker
 import anymq.memory.adapter
+import anymq.message
 import anymq.url
 from anymq.capabilities import Capabilities, Fact, Guarantee, Level
 from anymq.memory import BACKEND
@@ -55,7 +57,13 @@ def without(*absent: Guarantee) -> Callable[..., Capabilities]:
 
 
 def test_healthy() -> None:
-    assert outcome("ORD-06") is outcome("SEC-05") is Outcome.HOLDS
+    assert (
+        outcome("ORD-06")
+        is outcome("SEC-05")
+        is outcome("SEC-03")
+        is outcome("PAY-09")
+        is Outcome.HOLDS
+    )
 
 
 def test_order_that_is_absent_and_refused(backend: Callable[..., None]) -> None:
@@ -121,3 +129,43 @@ def test_a_log_record_that_shows_a_password(backend: Callable[..., None]) -> Non
 def test_a_body_that_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Message, "json", lambda message: pickle.loads(message.body))
     assert outcome("SEC-05") is Outcome.BROKEN
+
+
+def test_credentials_that_nobody_looks_at(backend: Callable[..., None]) -> None:
+    def connect(url: anymq.url.Url, options: Mapping[str, Any]) -> Any:
+        return BACKEND.connect(replace(url, username=None, password=None), options)
+
+    backend(connect=connect)
+    assert outcome("SEC-03") is Outcome.BROKEN
+
+
+def test_a_connect_that_never_gives_up(backend: Callable[..., None]) -> None:
+    def connect(url: anymq.url.Url, options: Mapping[str, Any]) -> Any:
+        if url.password is not None:
+            over.wait()
+        return BACKEND.connect(url, options)
+
+    over = threading.Event()
+    backend(connect=connect)
+    column = Source("memory").open()
+    column.patience = -29.5  # the case adds 30
+    try:
+        assert run(CONTRACTS["SEC-03"], column).outcome is Outcome.BROKEN
+    finally:
+        over.set()
+
+
+def test_a_size_that_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = anymq.Producer._prepare
+
+    def unlimited(producer: anymq.Producer, message: Message) -> None:
+        producer._body_limit = float("inf")
+        prepare(producer, message)
+
+    monkeypatch.setattr(anymq.Producer, "_prepare", unlimited)
+    assert outcome("PAY-09") is Outcome.BROKEN
+
+
+def test_headers_that_are_made_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anymq.message, "_check_header", lambda name, value: None)
+    assert outcome("PAY-07") is Outcome.BROKEN

@@ -409,6 +409,12 @@ def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
         )
     }
     found[G.LEASE_EXPIRY] = Fact(Level.ABSENT, theirs, DOCS + "consumers")
+    found[G.MAX_ATTEMPTS] = Fact(
+        Level.BEST_EFFORT,
+        "a queue at an address may count nothing: then each consumer counts the failures that it"
+        " has seen of an id, and the next one begins anew",
+        "anymq/attempts.py",
+    )
     if ordered:
         found |= {
             need: Fact(Level.BEST_EFFORT, theirs, DOCS + "queues")

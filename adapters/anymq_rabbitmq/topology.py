@@ -172,9 +172,7 @@ def purge(connection: Connection, queue: str) -> None:
 
 
 def remove(connection: Connection, what: Topic | Subscription) -> None:
-    """With all messages. Raises ConfigError for an address, which belongs to somebody else."""
-    if what.address is not None:
-        raise ConfigError(f"{what.address!r} is an address, and anymq removes only what it made")
+    """With all messages."""
     if isinstance(what, Topic):
         connection.ask("exchange_delete", f"exchange {what.name!r}", exchange=what.name)
         staging.remove(connection, what.name)

@@ -121,6 +121,9 @@ class Broker(Closing):
         ConfigError, for anymq did not make it."""
         self._usable()
         for item in what:
+            if item.address is not None:
+                raise ConfigError(f"{item} is an address: anymq removes only what it made")
+        for item in what:
             self._adapter.remove(item)
 
     def depth(self, subscription: Subscription | str) -> Depth:
@@ -190,7 +193,8 @@ class Broker(Closing):
         not_retryable        exceptions that send a delivery to the dead letters at once, beside
                              DecodeError
 
-        Raises NotFoundError, UnsupportedError for an option that the broker cannot keep."""
+        Raises NotFoundError, also where its dead letters have nowhere to go, and UnsupportedError
+        for an option that the broker cannot keep."""
         self._usable()
         for name, value in (
             ("prefetch", prefetch),
@@ -203,6 +207,8 @@ class Broker(Closing):
         self.check_use(subscription)
         target = subscription.dead_topic
         letters = self.producer(target) if target else None
+        if target and target.address is None:
+            self._find_dead_letters(subscription)
         consumer = Consumer(
             self._adapter,
             subscription,
@@ -218,25 +224,30 @@ class Broker(Closing):
         self._keep(consumer)
         return consumer
 
+    def _find_dead_letters(self, subscription: Subscription) -> None:
+        """A letter that nobody would get must be found before there is one. Where the broker does
+        not tell, the first letter does."""
+        found = subscription.dead_letters
+        if self.capabilities(found).has(Guarantee.DEPTH):
+            self._adapter.depth(found)
+
     def redrive(
         self,
         subscription: Subscription | str,
         *,
         limit: int | None = None,
-        timeout: float = 5.0,
+        timeout: float = 3.0,
         on_progress: OnProgress | None = None,
     ) -> RedriveReport:
         """Move the dead letters of a subscription back into its own queue, where they are handled
         anew from attempt 1: same id, body, key and headers, in their order.
 
-        limit        letters to move at most. None: all that are there when it begins.
+        limit        letters to move at most. None: all that died before it began.
         timeout      seconds without a letter after which there are no more
         on_progress  called on this thread with the report so far, after each batch
 
-        A crash between leaves both, letter and message; never neither. What a consumer of the
-        letters has given back may be there only a moment later (20 ms, on RabbitMQ). Where the
-        broker does not tell how many letters there are, what fails again at once is redriven
-        again: give a limit.
+        A crash between leaves both, letter and message; never neither. What fails again while it
+        runs is left, by the clocks of those who parked it.
 
         Raises NotFoundError, UnsupportedError where there are no dead letters, and what a send
         raises; letters whose message is not certainly stored are kept."""
@@ -246,8 +257,6 @@ class Broker(Closing):
         subscription = with_letters(_subscription(subscription))
         self.check_use(subscription)
         source, topic = subscription.dead_letters, subscription.topic
-        known = self.capabilities(source).has(Guarantee.DEPTH)
-        there = self._adapter.depth(source).ready if known else None
         sender = self._adapter.sender(subscription)
         with (
             Producer(sender, topic, self.capabilities(topic)) as back,
@@ -258,7 +267,6 @@ class Broker(Closing):
                 back,
                 subscription,
                 limit=limit,
-                there=there,
                 timeout=timeout,
                 on_progress=on_progress,
             )

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from anymq.attempts import Attempts
 from anymq.capabilities import Capabilities, Guarantee
 from anymq.closing import Closing
 from anymq.dead_letter import letter
@@ -78,6 +79,7 @@ class Consumer(Closing):
         self._retries = Retries()
         self._kept = self._retries.waiting
         self._expired = 0
+        self._attempts = Attempts(subscription.max_attempts)
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
         self._expiring = False  # something that expires has come: look at the clock from now on
@@ -322,8 +324,7 @@ class Consumer(Closing):
     ) -> None:
         """See Delivery.nack()."""
         check_nack(self.capabilities, delay, self._max_hold)
-        attempts = self.subscription.max_attempts
-        if attempts is not None and (delivery.attempt or 1) >= attempts:
+        if self._attempts.used_up(delivery):
             self._park(delivery, "max_attempts", error)
         elif delay > self.capabilities.limits.nack_delay or type(delivery) is Held:
             self._hold(delivery, delay)

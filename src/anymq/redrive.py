@@ -14,8 +14,10 @@ never neither.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -28,7 +30,7 @@ from anymq.producer import Producer
 from anymq.spi import Subscription
 
 BATCH = 100  # letters on their way at once
-PREFETCH = 1000  # of them, letters of other subscriptions are kept until the end
+PREFETCH = 1000  # those that are left there are kept until the end
 ANSWER = 60.0  # seconds: longer than a producer waits for room
 
 
@@ -37,11 +39,10 @@ class RedriveReport:
     """What one redrive did."""
 
     redriven: int = 0
-    skipped: int = 0  # letters of other subscriptions that share the dead-letter topic: left there
+    skipped: int = 0  # left there: of other subscriptions that share the topic, or newer than it
 
     def __str__(self) -> str:
-        left = f", {self.skipped} of other subscriptions left" if self.skipped else ""
-        return f"{self.redriven} redriven{left}"
+        return f"{self.redriven} redriven" + (f", {self.skipped} left" if self.skipped else "")
 
 
 OnProgress = Callable[[RedriveReport], None]
@@ -58,29 +59,31 @@ def redrive(
     subscription: Subscription,
     *,
     limit: int | None,
-    there: int | None,
     timeout: float,
     on_progress: OnProgress | None = None,
 ) -> RedriveReport:
-    """Move letters until `limit` are redriven, all that were `there` at the beginning are seen, or
-    none comes for `timeout` seconds. What fails again meanwhile is behind those: it stays."""
+    """Move letters until `limit` are redriven, or nothing to move comes for `timeout` seconds.
+
+    What died since the beginning is left: a consumer that fails at once would otherwise keep this
+    busy for ever. The depth at the beginning would not tell, since brokers do not count what a
+    reader of the letters is just giving back."""
     report = RedriveReport()
+    began = datetime.now(UTC)
+    until = time.monotonic() + timeout
     try:
-        while True:
-            seen = report.redriven + report.skipped
-            left = [BATCH, PREFETCH - report.skipped]
-            left += [] if limit is None else [limit - report.redriven]
-            left += [] if there is None else [there - seen]
-            if min(left) <= 0:
+        while (wait := until - time.monotonic()) > 0:
+            room = [BATCH, PREFETCH - report.skipped]
+            room += [] if limit is None else [limit - report.redriven]
+            if min(room) <= 0:
                 break
-            batch = letters.receive(min(left), timeout)
-            if not batch:
-                break
-            ours = [delivery for delivery in batch if _is_of(subscription, delivery.message)]
+            batch = letters.receive(min(room), wait)
+            ours = [delivery for delivery in batch if _is_due(delivery, subscription, began)]
             report.skipped += len(batch) - len(ours)  # unsettled: they go back at the end
-            _move(ours, back, report)
-            if on_progress is not None:
-                on_progress(report)
+            if ours:
+                _move(ours, back, report)
+                until = time.monotonic() + timeout
+                if on_progress is not None:
+                    on_progress(report)
         letters.flush()
     except AnymqError as error:
         error.add_note(f"redrive of {subscription}: {report} before")
@@ -88,12 +91,18 @@ def redrive(
     return report
 
 
-def _is_of(subscription: Subscription, message: Message) -> bool:
-    """The usual dead-letter topic is one subscription's own; another may be shared."""
-    if subscription.dead_letter is True:
+def _is_due(delivery: Delivery, subscription: Subscription, began: datetime) -> bool:
+    """Did it die before, and here? The usual dead-letter topic is one subscription's own, another
+    may be shared."""
+    headers = delivery.message.headers
+    if subscription.dead_letter is not True:
+        origin = headers.get(PREFIX + "origin")
+        if origin not in (str(subscription), subscription.queue_name):
+            return False
+    try:
+        return datetime.fromisoformat(headers.get(PREFIX + "time", "")) <= began
+    except (ValueError, TypeError):  # none, or of no time zone: somebody else has written it
         return True
-    origin = message.headers.get(PREFIX + "origin")
-    return origin in (str(subscription), subscription.queue_name)
 
 
 def _move(ours: list[Delivery], back: Producer, report: RedriveReport) -> None:

@@ -246,7 +246,8 @@ class Adapter(ABC):
         raise UnsupportedError("this broker has nothing to purge")
 
     def remove(self, what: Topic | Subscription) -> None:
-        """Remove it with all its messages. What does not exist is no error."""
+        """Remove it with all its messages. What does not exist is no error. Never called with an
+        address."""
         raise UnsupportedError("this broker has nothing to remove")
 
     @abstractmethod

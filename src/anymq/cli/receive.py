@@ -16,12 +16,11 @@ from anymq.capabilities import Guarantee
 from anymq.cli import plain
 from anymq.cli.plain import safe
 from anymq.cli.screen import err, out
-from anymq.cli.send import URL
+from anymq.cli.send import URL, duration
 from anymq.consumer import Consumer
-from anymq.errors import ConfigError, NotFoundError
+from anymq.errors import NotFoundError
 from anymq.message import Delivery
 from anymq.spi import Subscription
-from anymq.url import seconds
 
 PREFETCH = 100  # deliveries that are with us at once
 UNTIL_TOLD = 1.0  # seconds of one call of receive() with --follow
@@ -69,7 +68,7 @@ def receive(
     or a broker that does not answer; 130 when interrupted, which gives back what is not acked.
     """
     at = subscription_of(subscription, address, ordered)
-    patience = _seconds(wait)
+    patience = duration("--wait", wait)
     most = limit if ack else limit or PREFETCH
     with connect(url, at) as broker:
         if provision:
@@ -196,10 +195,3 @@ def _time(timestamp: float | None) -> str | None:
         return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%SZ}"
     except (ValueError, OverflowError, OSError):  # a foreign message may say anything
         return str(timestamp)
-
-
-def _seconds(text: str) -> float:
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise ConfigError(f"--wait {safe(text)!r}: {error}") from error

@@ -203,8 +203,6 @@ class MemoryAdapter(spi.Adapter):
             queue.levels[0] = deque()
 
     def remove(self, what: Topic | Subscription) -> None:
-        if what.address is not None:
-            raise ConfigError(f"{what} is an address: anymq does not remove what it did not make")
         with self.broker.lock:
             if isinstance(what, Topic):
                 gone = self.broker.topics.pop(what.name, {})

@@ -142,11 +142,16 @@ class Scenario:
         """Another session, whose connection can be cut and, but in process, stalled."""
         if self.column.in_process:
             return Link(self.history, self.connect(), None)
-        relay, url = relay_to(self.url)
-        self._relays.append(relay)
+        relay, url = self.relay(self.url)
         broker = anymq.connect(url)
         self._brokers.append(broker)
         return Link(self.history, broker, relay)
+
+    def relay(self, url: str) -> tuple[Relay, str]:
+        """A way to a URL that counts who connects, and the URL that leads through it."""
+        relay, through = relay_to(url)
+        self._relays.append(relay)
+        return relay, through
 
     def producer(
         self, topic: Topic | None = None, *, broker: Broker | None = None, **options: Any

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from anymq.memory import MemoryBroker
-from anymq.memory.adapter import MemoryReceiver
+from anymq.memory.adapter import MemoryAdapter, MemoryReceiver, MemorySender
 from anymq.memory.broker import Entry, Queue
+from anymq.spi import Depth
 from anymq.testing.mutants.base import mutant
-from anymq.topics import Subscription
+from anymq.topics import Subscription, Topic
 
 
 @mutant("DLQ-10")
@@ -73,3 +74,23 @@ class ClosesOnTheDelayed(MemoryReceiver):
         super().close(timeout)
         with self.queue.lock:
             self.queue.delayed.clear()
+
+
+@mutant("DLQ-06")
+class DropsAfterTwenty(Queue):
+    """What has no dead letters is dropped after twenty deliveries."""
+
+    def give_back(self, entry: Entry) -> None:
+        if entry.attempts < 20 or self.subscription.dead_letter:
+            super().give_back(entry)
+
+
+@mutant("DLQ-09")
+class FindsNothingMissing(MemoryAdapter):
+    """A target that does not exist is noticed by the first letter."""
+
+    def sender(self, to: Topic | Subscription) -> MemorySender:
+        return self.sender_class(self, to)
+
+    def depth(self, subscription: Subscription) -> Depth:
+        return Depth(0)

@@ -56,3 +56,12 @@ class RedrivesWithANewId(Rewriting):
     def rewrite(self, message: Message) -> Iterable[Message]:
         again = REDRIVEN in message.headers
         return (replace(message, id=f"again-{message.id}") if again else message,)
+
+
+@mutant("DLQ-11")
+class LosesForeignLetters(Rewriting):
+    """A letter of a message that nobody has dated is lost."""
+
+    def rewrite(self, message: Message) -> Iterable[Message]:
+        foreign = message.timestamp is None and "anymq-dead-reason" in message.headers
+        return () if foreign else (message,)
