@@ -25,6 +25,7 @@ PLAIN = Subscription(TOPIC, "billing")
 ORDERED = Subscription(TOPIC, "billing", ordered=True)
 LETTERS = Subscription(TOPIC, DEAD)
 BYTES = ("body", "headers")
+RANGES = ("lease", "attempts")  # where None means that no value is taken
 LIMIT_NAMES = {
     "body": "bytes of a body",
     "headers": "bytes of all headers",
@@ -98,9 +99,9 @@ def kinds(backend: Backend) -> list[Kind]:
         classic = {**options, "queue": "classic"}
         return [
             Kind("quorum", PLAIN, options),
-            Kind("quorum, ordered", ORDERED, options),
+            Kind("ordered quorum", ORDERED, options),
             Kind("classic", PLAIN, classic),
-            Kind("classic, ordered", ORDERED, classic),
+            Kind("ordered classic", ORDERED, classic),
         ]
     both = [Kind("usual", PLAIN, options), Kind("ordered", ORDERED, options)]
     same = all(
@@ -147,7 +148,7 @@ def _reasons(facts: Mapping[str, Mapping[str, Fact]]) -> str:
     if len(texts) == 1:
         return next(iter(texts))
     return "; ".join(
-        text if len(about) == len(facts) else f"*{' and '.join(about)}*: {text}"
+        text if len(about) == len(facts) else f"*{', '.join(about)}*: {text}"
         for text, about in texts.items()
     )
 
@@ -227,7 +228,7 @@ def _sourced(fact: Fact) -> str:
 
 def _number(name: str, value: Any) -> str:
     if value is None:
-        return "no limit known"
+        return "none" if name in RANGES else "no limit known"
     if isinstance(value, frozenset):
         return ", ".join(sorted(value)) or "nothing"
     if isinstance(value, tuple):

@@ -105,6 +105,18 @@ def test_a_broken_cell_is_status_1_and_says_why(broken_contract: str, tmp_path: 
     assert row["cells"]["memory"]["witness"][0]["kind"] == "send"
 
 
+@pytest.mark.parametrize("source", [Source("rabbitmq@4.0"), Source("redis", "redis://host")])
+def test_a_broken_cell_says_how_to_look_at_it_again(
+    source: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By then its column is closed, and the broker that was started for it is gone."""
+    closed = Column(source.name, "rabbitmq://127.0.0.1:5", "real")
+    found = Matrix([], [closed])
+    found.cells["DEL-01", source.name] = Cell("DEL-01", source.name, "native", Outcome.BROKEN)
+    assert run._verdict(found, [source], True, 1.0) == 1
+    assert f"anymq explain DEL-01 {source.url or source.name}  shows" in capsys.readouterr().out
+
+
 def test_a_broker_that_was_asked_for_and_is_down_is_status_2() -> None:
     result = anymq(
         "compare", *MEMORY, "--backend", "redis://:secret@localhost:1", "--only", "DEL-01"

@@ -27,6 +27,7 @@ PROGRAM = [sys.executable, "-c", "from anymq.cli import main; main()"]
 PATIENCE = 60.0  # seconds that a real broker and a new process may take
 ORDERS = Topic("orders")
 BILLING = Subscription(ORDERS, "billing")
+BRIEFLY = ["--wait", "200ms"]
 DANGEROUS = "\x1b]0;title\x07 \x9b31m \u202eevil \r\x7f \ud800"
 
 
@@ -279,6 +280,12 @@ def test_a_missing_subscription_says_what_to_do(url: str) -> None:
     assert "topic/subscription" in anymq("receive", url, "orders").stderr
 
 
+def test_errors_are_safe_to_show_too(url: str) -> None:
+    result = anymq("receive", url, "orders/\x1b[31mred")
+    assert result.exit_code == 2
+    assert "\x1b" not in result.stderr
+
+
 def test_ordered_goes_on_with_the_next_of_a_key(url: str) -> None:
     ordered = Subscription(ORDERS, "ordered", ordered=True)
     with connect(url) as broker:
@@ -316,8 +323,8 @@ def test_redrive_moves_letters_back_up_to_a_limit(url: str) -> None:
     assert result.exit_code == 0
     assert result.stdout == "orders/mortal: 2 redriven\n"
     assert [message.id for message in stored(url, mortal)] == ["m0", "m1"]
-    assert anymq("redrive", url, "orders/mortal").stdout == "orders/mortal: 3 redriven\n"
-    assert anymq("redrive", url, "orders/mortal").stdout == "orders/mortal: 0 redriven\n"
+    assert anymq("redrive", url, "orders/mortal", *BRIEFLY).stdout == "orders/mortal: 3 redriven\n"
+    assert anymq("redrive", url, "orders/mortal", *BRIEFLY).stdout == "orders/mortal: 0 redriven\n"
 
 
 def test_redrive_of_what_has_no_dead_letters(url: str) -> None:
@@ -362,7 +369,7 @@ def test_adapters_of_other_packages_are_shown_also_when_they_fail(
 # up
 
 
-@pytest.mark.parametrize("word", ["memory", "redis://host", "rabit", "redis@1"])
+@pytest.mark.parametrize("word", ["memory", "redis://host", "rabit", "rabbitmq-classic", "redis@1"])
 def test_up_refuses_what_it_cannot_start(word: str) -> None:
     result = anymq("up", word)
     assert result.exit_code == 2
@@ -371,14 +378,26 @@ def test_up_refuses_what_it_cannot_start(word: str) -> None:
 
 def test_up_shows_what_a_broker_said_before_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(name: str, progress: object) -> None:
-        raise BrokerMissing("redis is missing: see above", ["its last lines:\nout of [memory]"])
+        raise BrokerMissing(
+            "redis is missing: see above", ["its last lines:\nout of [memory] \x1b[31m"]
+        )
 
     monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(local, "stop_all", lambda: False)
     result = anymq("up", "redis")
     assert result.exit_code == 2
-    assert "out of [memory]" in result.stderr
+    assert "out of [memory] \\x1b[31m" in result.stderr
     assert result.stdout == ""
+
+
+def test_up_shows_also_what_nobody_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(name: str, progress: object) -> None:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(local, "start", start)
+    result = anymq("up", "redis")
+    assert result.exit_code == 2
+    assert "redis: RuntimeError: surprise" in result.stderr
 
 
 def broker(url: str, lives: bool) -> Any:

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from anymq.cli import INTERRUPTED, adapters, compare, contract, explain, receive, redrive, send, up
+from anymq.cli.plain import safe
 from anymq.cli.screen import err, out
 from anymq.errors import AnymqError
 
@@ -25,7 +26,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except AnymqError as error:
-            err.print(f"anymq: {error}", soft_wrap=True)
+            # What a broker says may quote what somebody sent.
+            text = safe(str(error), keep="\n")
+            err.print(f"anymq: {text}", soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             _end_everything()

@@ -16,12 +16,11 @@ from anymq.capabilities import Guarantee
 from anymq.cli import plain
 from anymq.cli.plain import safe
 from anymq.cli.screen import err, out
-from anymq.cli.send import URL
+from anymq.cli.send import URL, duration
 from anymq.consumer import Consumer
-from anymq.errors import ConfigError, NotFoundError
+from anymq.errors import NotFoundError
 from anymq.message import Delivery
 from anymq.spi import Subscription
-from anymq.url import seconds
 
 PREFETCH = 100  # deliveries that are with us at once
 UNTIL_TOLD = 1.0  # seconds of one call of receive() with --follow
@@ -51,7 +50,10 @@ def receive(
         help="What exists already, as its broker names it; TOPIC/SUBSCRIPTION is then a label.",
     ),
     ordered: bool = typer.Option(
-        False, "--ordered", help="As Subscription(ordered=True): the order of each key."
+        False,
+        "--ordered",
+        help="As Subscription(ordered=True): the order of each key, and with --no-ack only the "
+        "first of each.",
     ),
     provision: bool = typer.Option(
         False, "--provision", help="Make topic and subscription if they are missing."
@@ -66,7 +68,7 @@ def receive(
     or a broker that does not answer; 130 when interrupted, which gives back what is not acked.
     """
     at = subscription_of(subscription, address, ordered)
-    patience = _seconds(wait)
+    patience = duration("--wait", wait)
     most = limit if ack else limit or PREFETCH
     with connect(url, at) as broker:
         if provision:
@@ -95,7 +97,6 @@ def _show_all(
     quiet_since = time.monotonic()
     while most is None or shown < most:
         left = UNTIL_TOLD if wait is None else max(0.0, quiet_since + wait - time.monotonic())
-        # One at a time with an order: the next of a key comes when this one is settled.
         few = PREFETCH if most is None else min(PREFETCH, most - shown)
         batch = consumer.receive(few, left)
         if not batch and wait is not None and time.monotonic() >= quiet_since + wait:
@@ -176,10 +177,11 @@ def _summary(broker: Broker, at: Subscription, shown: int, ack: bool) -> None:
         err.print(f"anymq: nothing came from {at}", soft_wrap=True)
         return
     text = f"{shown:,} message{'s' * (shown != 1)}"
+    given = broker.capabilities(at)
     if ack:
-        done = "acked"
-    elif broker.capabilities(at).has(Guarantee.NACK):
-        counted = not broker.capabilities(at).has(Guarantee.RELEASE_UNCOUNTED)
+        done = "acked" if given.has(Guarantee.ACK_EACH) else "received"
+    elif given.has(Guarantee.NACK):
+        counted = not given.has(Guarantee.RELEASE_UNCOUNTED)
         done = "given back" + (", which this broker counts as an attempt" if counted else "")
     else:
         done = "not given back: this broker keeps nothing"
@@ -193,10 +195,3 @@ def _time(timestamp: float | None) -> str | None:
         return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%SZ}"
     except (ValueError, OverflowError, OSError):  # a foreign message may say anything
         return str(timestamp)
-
-
-def _seconds(text: str) -> float:
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise ConfigError(f"--wait {safe(text)!r}: {error}") from error

@@ -62,7 +62,7 @@ def send(
     """
     if lines and (body not in (None, "-") or count > 1):
         raise ConfigError("--lines takes its messages from standard input: leave BODY, --count out")
-    like = _Pattern(key, dict(_header(text) for text in header), json, _delay(delay))
+    like = _Pattern(key, dict(_header(text) for text in header), json, duration("--delay", delay))
     target = Topic(topic, address)
     # Read and checked before anything is made or sent.
     batches = _line_by_line(like) if lines else _copies(like.message(_body(body)), count)
@@ -170,8 +170,9 @@ def _header(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _delay(text: str) -> float:
+def duration(option: str, text: str) -> float:
+    """Of an option that several commands have. Raises ConfigError."""
     try:
         return seconds(text)
     except ValueError as error:
-        raise ConfigError(f"--delay {safe(text)!r}: {error}") from error
+        raise ConfigError(f"{option} {safe(text)!r}: {error}") from error

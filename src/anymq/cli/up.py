@@ -23,10 +23,10 @@ from anymq.cli.screen import err, one_line, out
 from anymq.errors import AnymqError, ConfigError
 from anymq.local import BrokerFailed, BrokerMissing, LocalBroker
 from anymq.spi import Subscription, Topic
-from anymq.testing.columns import parse
-from anymq.url import Url
+from anymq.url import Url, did_you_mean
 
 READY = 60.0  # seconds that a broker which answers has for a first message
+LOG = "\n\t"  # what a log may hold; names of clients, too, stand in it
 LOOK = 1.0  # seconds between two looks whether all of them still run
 
 
@@ -49,7 +49,7 @@ def up(
     starts = [_Start(name) for name in _checked(names or list(local.known()))]
     _wait_until_up(starts)
     for failed in (one for one in starts if one.failure):
-        err.print(f"anymq: {failed.failure}", soft_wrap=True)
+        err.print(f"anymq: {safe(failed.failure, keep=LOG)}", soft_wrap=True)
     if any(one.failure for one in starts):
         local.stop_all()
         raise typer.Exit(2)
@@ -58,10 +58,18 @@ def up(
 
 
 def _checked(names: Sequence[str]) -> list[str]:
+    """Each once. Raises ConfigError before anything is started."""
+    known = local.known()
     for name in names:
-        if "://" in name or name == "memory":
-            raise ConfigError(f"{safe(name)}: nothing to start; name one of rabbitmq, redis")
-    return [source.name for source in parse(names)]
+        base, at, version = name.partition("@")
+        if base == "memory" or "://" in name:
+            raise ConfigError(f"{safe(name)}: there is nothing to start; name {', '.join(known)}")
+        if base not in known:
+            raise ConfigError(f"no broker is called {base!r}{did_you_mean(base, known)}")
+        if at and version not in known[base]:
+            there = ", ".join(known[base])
+            raise ConfigError(f"{name!r}: this version cannot be started here; there is {there}")
+    return list(dict.fromkeys(names))
 
 
 @dataclass(slots=True)
@@ -86,8 +94,10 @@ class _Start:
             self.broker = broker
         except BrokerMissing as error:
             self.failure = "\n".join([f"{self.name}: {error}", *error.failures])
-        except (BrokerFailed, AnymqError, OSError) as error:
+        except BrokerFailed as error:
             self.failure = f"{self.name}: {error}"
+        except Exception as error:  # noqa: BLE001 - a thread: nobody else would hear of it
+            self.failure = f"{self.name}: {type(error).__name__}: {error}"
         finally:
             self.over = True
             tell("")
@@ -172,7 +182,7 @@ def _show(starts: Sequence[_Start]) -> None:
     wide_url = max(map(len, urls.values()))
     for one in starts:
         assert one.broker is not None
-        about = f"{one.broker.version}, {one.broker.how}, up after {one.seconds:.0f} s"
+        about = f"{one.broker.version}, {one.broker.how}"
         text = Text.assemble(
             (f"{one.name:{wide}}", "bold"), f"  {urls[one.name]:{wide_url}}  ", (about, "dim")
         )
@@ -192,7 +202,7 @@ def _watch(brokers: Sequence[LocalBroker]) -> int:
         while all(broker.alive() for broker in brokers):
             threading.Event().wait(LOOK)
         for broker in (one for one in brokers if not one.alive()):
-            last = f"its last lines:\n{broker.output()}"
+            last = f"its last lines:\n{safe(broker.output(), keep=LOG)}"
             err.print(f"anymq: {broker.name} has ended by itself; {last}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
