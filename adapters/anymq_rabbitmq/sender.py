@@ -139,10 +139,9 @@ class RabbitSender(Sender):
     def close(self, timeout: float) -> None:
         if self._connection.forked:
             return
-        self._closing = True
         finished = threading.Event()
         try:
-            self._connection.run(self._on_progress)
+            self._connection.run(self._on_closing)
             self._drained.wait(timeout)
             self._connection.run(lambda: self._on_close(finished, timeout))
         except AnymqError:
@@ -235,6 +234,12 @@ class RabbitSender(Sender):
     def _finish(self, entry: Batch) -> None:
         self._flying -= entry.ids
         entry.done(entry.outcomes)
+
+    def _on_closing(self) -> None:
+        """From here on nothing more is handed over: what waits for its confirm is all there is.
+        Said on this thread, for a confirm may come while later batches wait to be written."""
+        self._closing = True
+        self._on_progress()
 
     def _on_progress(self) -> None:
         if self._closing and not self._waiting:
