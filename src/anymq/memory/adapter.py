@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -66,6 +68,8 @@ class MemoryReceiver(spi.Receiver):
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         queue = self.queue
         until = None
+        if self.claim.ended:  # in a child after fork the lock may be held for ever
+            raise self.claim.ended
         with queue.lock:
             while True:
                 if self.claim.ended:
@@ -174,6 +178,7 @@ class MemoryAdapter(spi.Adapter):
         self.broker = broker
         self.receivers: set[MemoryReceiver] = set()
         self.lost: ConnectionLostError | None = None
+        _sessions.add(self)
 
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
         return declare({}, at, self.server)
@@ -237,6 +242,25 @@ class MemoryAdapter(spi.Adapter):
 def over() -> LeaseLostError:
     return LeaseLostError("the lease is over: somebody else may have the message")
 
+
+_sessions: weakref.WeakSet[MemoryAdapter] = weakref.WeakSet()
+
+
+def _end_in_child() -> None:
+    """A child after fork has a copy of the broker: what it sent would be stored, and seen by
+    nobody; what it received, its parent would receive too. Takes no lock: some thread of the
+    parent may have held it."""
+    lost = ConnectionLostError(
+        "this session with memory:// was opened before a fork, and the broker lives in the parent"
+        " process: use a broker that both can reach"
+    )
+    for session in list(_sessions):
+        session.lost = lost
+        for receiver in session.receivers:
+            receiver.claim.ended = lost
+
+
+os.register_at_fork(after_in_child=_end_in_child)
 
 _brokers: dict[str, MemoryBroker] = {}
 _brokers_lock = threading.Lock()
