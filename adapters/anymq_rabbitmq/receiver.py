@@ -71,6 +71,9 @@ class RabbitReceiver(Receiver):
         self._sending = threading.Lock()
         self._back = threading.Condition()  # guards:
         self._returning = 0  # batches that are sent back and not yet acked
+        # Counts of acks, of all claims: handed over, and known to be applied. I/O thread only.
+        self._handed = self._proven = 0
+        self._owed: AnymqError | None = None  # why acks of a claim that ended are not known to be
         self._begin()
         self._started: Future[Any] = Future()
         connection.run(self._on_begin)
@@ -88,7 +91,7 @@ class RabbitReceiver(Receiver):
         self._unsettled: dict[int, float] = {}  # by delivery tag: when its lease ends
         self._order: deque[int] = deque()  # tags not yet covered by an ack of all before
         self._early: set[int] = set()  # those of them that are settled
-        self._asked: set[Future[Any]] = set()  # confirm() waits for these
+        self._asked: dict[Future[Any], int] = {}  # confirm() waits for these, for so many acks
         self._commands = 0  # handed over and not known to be applied
         self._proving: list[Future[Any]] = []  # those of _asked that a running proof answers
         self._next_proof: list[Future[Any]] = []  # and that came after it began
@@ -140,9 +143,11 @@ class RabbitReceiver(Receiver):
         )
         # To consume again from a queue that is being deleted ends the connection (seen on 4.3.6).
         due = min(self._unsettled.values(), default=NEVER)
-        if self._lease is None or due - time.monotonic() > self._lease / 4:
-            self._on_end(why)
-        elif not (self._claim.ended or self._closing):
+        # The server's clock began before ours, which is late when this machine is busy.
+        lapsed = self._lease is not None and due - time.monotonic() < self._lease / 2
+        if self._closing or not lapsed:
+            self._on_end(why)  # first of all: nothing may be sent on a channel that closes
+        elif not self._claim.ended:
             self._lapse(why)
         if channel.is_open:  # else we are closing it
             channel.close()
@@ -156,6 +161,8 @@ class RabbitReceiver(Receiver):
             " all of its consumer away"
         )
         error.__cause__ = why
+        if self._handed > self._proven:
+            self._owed = error
         self._end_claim(error)
         self._begin()
         self._told(claim)
@@ -181,7 +188,7 @@ class RabbitReceiver(Receiver):
             self._claim.ended = self._claim.ended or error
             self._buffer.clear()
             self._unsettled.clear()
-            asked, self._asked = self._asked, set()
+            asked, self._asked = self._asked, {}
             self._ready.notify_all()
         for answer in asked:
             answer.set_exception(error)
@@ -333,7 +340,7 @@ class RabbitReceiver(Receiver):
         if ours:
             tags = [delivery.handle for delivery in ours]
             try:
-                self._connection.run(lambda: None if claim.ended else how(tags))
+                self._connection.run(lambda: self._on_settle(claim, how, tags))
             except ConnectionLostError as error:
                 lost = LeaseLostError(f"{claim.name}: {error}")
                 lost.__cause__ = error
@@ -370,12 +377,22 @@ class RabbitReceiver(Receiver):
 
     # settling, on the I/O thread
 
-    def _on_confirm(self, answer: Future[Any]) -> None:
-        if self._claim.ended:
-            answer.set_exception(self._claim.ended)
+    def _on_settle(self, claim: Claim, how: Settle, tags: Sequence[int]) -> None:
+        if claim.ended:  # since it was handed over
+            self._owed = claim.ended
             return
+        self._handed += how == self._on_ack
+        how(tags)
 
-        self._asked.add(answer)
+    def _on_confirm(self, answer: Future[Any]) -> None:
+        error, self._owed = self._owed or self._claim.ended, None
+        if error:
+            answer.set_exception(error)
+            return
+        if self._channel is None:  # a new one is on its way: nothing was handed over to it
+            answer.set_result(None)
+            return
+        self._asked[answer] = self._handed
         if not self._overflows or self._commands < PIPELINE:
             self._channel.basic_qos(
                 prefetch_count=self._prefetch, callback=lambda _: self._answer(answer)
@@ -386,8 +403,9 @@ class RabbitReceiver(Receiver):
                 self._begin_proof()
 
     def _answer(self, answer: Future[Any]) -> None:
-        if answer in self._asked:
-            self._asked.remove(answer)
+        acks = self._asked.pop(answer, None)
+        if acks is not None:
+            self._proven = max(self._proven, acks)
             answer.set_result(None)
 
     def _begin_proof(self) -> None:
@@ -499,7 +517,7 @@ class RabbitReceiver(Receiver):
     def _on_close(self) -> None:
         if self._claim.ended:
             self._finished.set()
-        elif self._channel is None:
+        elif self._channel is None or not self._channel.is_open:
             self._end_claim(self._closed())
             self._finished.set()
         elif self._lane or not self._consumer_tag:
