@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from anymq.errors import (
 from anymq.message import Message
 from anymq.spi import DEAD, Guarantee, Level, Scope, Subscription, Topic, Url
 from anymq.url import read_options
-from anymq_rabbitmq import BACKEND
+from anymq_rabbitmq import BACKEND, private
 from anymq_rabbitmq.capabilities import UNLIMITED
 from anymq_rabbitmq.staging import lengths, rounded
 from anymq_rabbitmq.topology import Route, arguments, queue_of
@@ -444,3 +445,22 @@ def test_letters_of_the_broker(native: str, reason: str) -> None:
     table["anymq-dead-reason"] = "handler failed"
     kept = decode(BasicProperties(headers=table), b"").headers
     assert kept == {"mine": "kept", "anymq-dead-reason": "handler failed"}
+
+
+def test_a_close_that_crosses_ours_is_not_answered() -> None:
+    """RabbitMQ ends the connection with 504 for the answer, having taken our close for it."""
+    connection: Any = private.SelectConnection.__new__(private.SelectConnection)
+    connection._channels = {
+        1: SimpleNamespace(_blocking=spec.Channel.Close.NAME),
+        2: SimpleNamespace(_blocking=spec.Basic.Qos.NAME),  # our close waits behind it
+        3: SimpleNamespace(_blocking=None),
+    }
+    close = spec.Channel.Close(406, "timed out", 0, 0)
+    crossing = [
+        number
+        for number in (1, 2, 3, 4)
+        if connection._crosses_our_close(frame.Method(number, close))
+    ]
+    assert crossing == [1]
+    assert not connection._crosses_our_close(frame.Method(1, spec.Channel.CloseOk()))
+    assert not connection._crosses_our_close(frame.Heartbeat())

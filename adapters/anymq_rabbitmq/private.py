@@ -26,7 +26,17 @@ class SelectConnection(pika.SelectConnection):  # type: ignore[misc] # pika has 
             if frame is None:
                 return
             self._trim_frame_buffer(consumed)
-            self._process_frame(frame)
+            if not self._crosses_our_close(frame):
+                self._process_frame(frame)
+
+    def _crosses_our_close(self, frame: Any) -> bool:
+        """Has the server closed a channel while our own close was on its way? RabbitMQ takes ours
+        for the answer to its own and answers it; the answer that pika would send as well ends the
+        connection with 504 (seen on 4.3.6)."""
+        if not isinstance(getattr(frame, "method", None), spec.Channel.Close):
+            return False
+        channel: Any = self._channels.get(frame.channel_number)
+        return channel is not None and channel._blocking == spec.Channel.Close.NAME
 
     def _hand_out_deliveries(self) -> None:
         """As many as stand complete at the beginning of what has arrived."""
