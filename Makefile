@@ -1,11 +1,11 @@
-# make compare | test | check | matrix | clean. Needs Python 3.11 or later and the network;
+# make compare | test | check | matrix | docs | clean. Needs Python 3.11 or later and the network;
 # everything else is put into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := src adapters contract_tests tests
+SOURCES := src adapters contract_tests tests docs
 
-.PHONY: compare test check matrix clean
+.PHONY: compare test check matrix docs clean
 
 compare: .venv/stamp
 	$(BIN)/anymq compare
@@ -21,6 +21,10 @@ check: .venv/stamp
 # The matrix in README.md, from a run.
 matrix: .venv/stamp
 	$(BIN)/anymq compare --markdown README.md
+
+# What the documentation takes from the capability tables.
+docs: .venv/stamp
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from anymq import Guarantee, Message
-from anymq.errors import DecodeError
+from anymq import Broker, Guarantee, Message, Subscription
+from anymq.errors import AnymqError, ConfigError, DecodeError, NotFoundError
 from anymq.testing.contract import contract
 from anymq.testing.history import Kind
 from anymq.testing.receiving import HandlerError, Taken, ids
@@ -18,6 +18,7 @@ from anymq.testing.scenario import Scenario
 PARKED = {"dead_letter": True, "max_attempts": 3}
 LOOKS = 30  # at a letter: more deliveries than any broker's usual limit
 LETTERS = ("letter_missing", "letter_and_processed", "letter_duplicated")
+EMPTY_JSON = b"{}"
 FIELDS = ("body", "id", "key", "content_type", "correlation_id", "reply_to")
 
 
@@ -151,6 +152,28 @@ def what_cannot_be_read_is_parked(s: Scenario) -> None:
     s.judge("lost", "redelivered", *LETTERS, at_least=len(good) + len(bad))
 
 
+@contract("DLQ-06", Guarantee.NACK)
+def without_dead_letters_nothing_is_given_up(s: Scenario) -> None:
+    """Without dead letters what always fails comes again, however often: it is never dropped."""
+    consumer = s.consumer()
+    sent = s.producer().send(3)
+    for look in range(LOOKS):
+        taken = consumer.take(3)
+        if not s.expect(len(taken) == 3, f"all come again after {look} failures of each", sent):
+            return
+        if not look:
+            error = s.error_of(lambda taken=taken: taken[0].dead_letter("no"))  # type: ignore[misc]
+            s.expect(isinstance(error, ConfigError), f"there is nowhere to park it: {error!r}")
+        for each in taken:
+            if each.delivery.settled:
+                s.expect(False, "what could not be parked can still be nacked", each)
+            each.nack()
+    consumer.close()
+    last = s.consumer().drain(sent)
+    s.expect(sorted(ids(last)) == ids(sent), f"all are there after {LOOKS} failures", sent)
+    s.judge("lost", "after_ack", at_least=3 * LOOKS)
+
+
 @contract("DLQ-07", Guarantee.DEAD_LETTER_NO_LOSS, subscription=PARKED)
 def never_neither(s: Scenario) -> None:
     """With nowhere to park, or killed while it parks: each message is a letter or comes again."""
@@ -180,6 +203,94 @@ def never_neither(s: Scenario) -> None:
     s.judge("lost", "letter_missing", at_least=80)
 
 
+@contract("DLQ-08", Guarantee.DEAD_LETTER, subscription=PARKED)
+def letters_go_back(s: Scenario) -> None:
+    """Redriven letters are handled anew from attempt 1: whole, in order, by their subscription."""
+    other = s.new_subscription("other")
+    s.provision(other)
+    sent = s.producer().send(40, keys=("a", "b"), headers={"own": "kept"}, reply_to="answers")
+    s.consumer(other).drain(sent)
+    _park(s, 40)
+    some = s.broker.redrive(s.subscription, limit=10)
+    s.expect(some.redriven == 10, f"no more than the limit: {some}")
+    rest = s.broker.redrive(s.subscription)
+    s.expect(rest.redriven == 30, f"and then the rest: {rest}")
+    consumer = s.consumer(prefetch=100)
+    again = consumer.take(40)
+    for each in again:
+        told = dead_headers([each])
+        s.expect(told == {"redriven": "1"}, f"of its death only this is told: {told}", each)
+        s.expect(same(each.message, sent), f"{each.message} is as it was sent", each)
+        if s.promised(Guarantee.ATTEMPT_COUNT):
+            s.expect(each.attempt == 1, f"attempt 1, not {each.attempt}", each)
+    for key in ("a", "b"):
+        got = [each.id for each in again if each.key == key]
+        s.expect(got == ids(m for m in sent if m.key == key), f"key {key} in order: {got}", again)
+    for each in again:
+        each.dead_letter("still no good")
+    consumer.close()
+    more = s.consumer(other).watch(0.3)
+    s.expect(not more, "the other subscription gets nothing again", more)
+    _redrive_cut_short(s, sent)
+
+
+def _redrive_cut_short(s: Scenario, sent: Sequence[Message]) -> None:
+    """The connection goes while letters are on their way: each is a letter, or a message again."""
+    link = s.link()
+    moving = s.begin(lambda: link.broker.redrive(s.subscription))
+    consumer = s.consumer()
+    seen = consumer.take(1)
+    link.cut()
+    s.wait_for(moving.done, "the redrive ends with its session")
+    s.exercised("messages that were redriven before the cut", len(seen))
+    with contextlib.suppress(AnymqError):
+        moving.result()
+    s.broker.redrive(s.subscription)
+    for each in seen:
+        each.ack()
+    missing = [message for message in sent if message.id not in ids(seen)]
+    found = consumer.drain(missing)
+    lost = [message for message in missing if message.id not in ids(found)]
+    s.expect(not lost, f"none is missing after a redrive that was cut short, but {len(lost)}", lost)
+    twice = {dead_headers([each]).get("redriven") for each in [*seen, *found]}
+    s.expect(twice <= {"2"}, f"it is counted: {twice}", seen)
+
+
+def _park(s: Scenario, count: int) -> None:
+    consumer = s.consumer()
+    for each in consumer.take(count):
+        each.dead_letter("on purpose")
+    consumer.close()
+
+
+@contract("DLQ-09", Guarantee.DEAD_LETTER, subscription=PARKED)
+def a_missing_target_is_found_at_once(s: Scenario) -> None:
+    """Without its dead-letter target a consumer does not start, and the error names the target."""
+    target = s.subscription.dead_topic
+    assert target is not None
+    s.producer().send(1)
+    s.consumer().close()  # all is there
+    for missing in (s.subscription.dead_letters, target):
+        s.broker.remove(missing)
+        for what, use in _starts(s.subscription).items():
+            for broker in (s.broker, s.connect()):
+                error = s.error_of(lambda use=use, broker=broker: use(broker))  # type: ignore[misc]
+                found = isinstance(error, NotFoundError) and target.name in str(error)
+                s.expect(found, f"{what} without {missing}: it is named, not {error!r}")
+                broker.check()
+    s.provision()
+    sent = s.producer().send(1)
+    s.consumer().start(lambda taken: taken.dead_letter("on purpose"))
+    s.expect(s.letters().drain(sent), "and all is well once it is there again", sent)
+
+
+def _starts(subscription: Subscription) -> dict[str, Callable[[Broker], object]]:
+    return {
+        "validate": lambda broker: broker.provision(subscription, mode="validate"),
+        "consumer()": lambda broker: broker.consumer(subscription),
+    }
+
+
 @contract(
     "DLQ-10",
     Guarantee.MAX_ATTEMPTS,
@@ -205,6 +316,36 @@ def innocents_survive(s: Scenario) -> None:
     s.consumer().drain(rest)
     s.letters().drain([], linger=0.5)
     s.judge("lost", "letter_and_processed", at_least=100)
+
+
+@contract("DLQ-11", Guarantee.DEAD_LETTER_REASON, subscription=PARKED)
+def a_foreign_message_is_parked_whole(s: Scenario) -> None:
+    """A body that came without any metadata is dead-lettered whole, and says why; and redriven."""
+    bodies = [b"bare", b"", b"\x00\xff", EMPTY_JSON]
+    outcomes = s.producer().send_bare(*bodies)
+    s.expect(all(o.error is None for o in outcomes), f"they are stored: {outcomes}")
+    for time_redriven in ("", "1"):
+        consumer = s.consumer().start(fail)
+        letters = s.letters()
+        found = letters.take(len(bodies))
+        consumer.close()
+        s.exercised("letters", len(found), len(bodies))
+        got = sorted(each.body for each in found)
+        s.expect(got == sorted(bodies), f"all are parked, byte by byte: {got}", found)
+        for each in found:
+            told, message = dead_headers([each]), each.message
+            expected = {"origin": str(s.subscription), "reason": "max_attempts"}
+            if s.promised(Guarantee.ATTEMPT_COUNT):
+                expected["attempts"] = "3"
+            s.expect(expected.items() <= told.items(), f"{expected} is told: {told}", each)
+            own = {k for k in message.headers if not k.startswith("anymq-dead-")}
+            nothing = (message.key, message.content_type, message.correlation_id, message.reply_to)
+            s.expect(not own and nothing == (None,) * 4, f"nothing is made up: {message}", each)
+            s.expect(told.get("redriven", "") == time_redriven, f"told in {told}", each)
+        letters.close()
+        if not time_redriven:
+            report = s.broker.redrive(s.subscription)
+            s.expect(report.redriven == len(bodies), f"all go back: {report}")
 
 
 @contract("DLQ-12", Guarantee.MAX_ATTEMPTS_CRASH, provision=False)

@@ -99,3 +99,26 @@ def empty_receive_is_bounded(s: Scenario) -> None:
     sent = s.producer().send()
     s.expect(consumer.drain(sent), "the consumer works afterwards", sent)
     s.judge("lost")
+
+
+@contract("DEL-10", Guarantee.SEND_IDEMPOTENT)
+def an_unknown_send_is_sent_again(s: Scenario) -> None:
+    """What was stored though its answer was lost, and is sent again with its id, comes once."""
+    consumer = s.consumer()
+    link = s.link()
+    producer = s.producer(broker=link.broker, timeout=1.0)
+    (message,) = producer.messages(1)
+    if link.stalls:
+        link.stall()
+    else:
+        producer.lose_next_answer()
+    outcome = producer.try_send(message)
+    s.always(outcome.status is Status.UNKNOWN, f"no answer: unknown, not {outcome}", message)
+    if link.stalls:
+        link.resume()  # now it arrives, too late for its producer
+    first = consumer.take(1)
+    s.exercised("stored all the same", len(first))
+    s.producer().send_one(message)  # its own session may have ended over the silence
+    for taken in first + consumer.watch(1.0):
+        taken.ack()
+    s.judge("lost", "redelivered")

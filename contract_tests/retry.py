@@ -48,6 +48,23 @@ def retried_with_a_delay(s: Scenario) -> None:
         s.expect(not first, "it is no first attempt", first)
 
 
+@contract("RTY-03", Guarantee.NACK_DELAY)
+def a_retry_blocks_nobody(s: Scenario) -> None:
+    """While as many as the prefetch wait for their retry, all others are handled."""
+    consumer = s.consumer(prefetch=4)
+    producer = s.producer()
+    failing, others = producer.send(4), producer.send(20)
+    for taken in consumer.take(len(failing)):
+        taken.nack(delay=3.0)
+    consumer.drain(failing + others, within=s.patience + 3.0)
+    order = ids(consumer.taken)[len(failing) :]
+    retried = [order.index(name) for name in ids(failing) if name in order]
+    before = order[: min(retried, default=0)]
+    waited = [one for one in others if one.id not in before]
+    s.expect(not waited, f"{len(waited)} of {len(others)} waited for a retry", waited)
+    s.judge("lost", "early", "late", tolerance=s.patience, at_least=28)
+
+
 class Hopeless(HandlerError):
     """Trying again cannot help."""
 

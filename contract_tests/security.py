@@ -20,6 +20,37 @@ from anymq.testing.contract import UNIVERSAL, contract
 from anymq.testing.scenario import Scenario
 from anymq.url import Url
 
+MOST_CONNECTIONS = 3  # one for each kind of greeting that a client library may try
+
+
+@contract("SEC-03", UNIVERSAL)
+def bad_credentials(s: Scenario) -> None:
+    """A wrong user or password is refused at once, and told as such; nobody tries it for ever."""
+    secret = f"S3cr3t{uuid.uuid4().hex}"
+    for what in ("wrong password", "own user"):
+        url = _urls(s.url, secret)[what]
+        relay = None
+        if not s.column.in_process:
+            relay, url = s.relay(url)
+        trying = s.begin(lambda url=url: _error(url))  # type: ignore[misc]
+        s.wait_for(trying.done, f"{what}: connect() gives up", within=s.patience + 30)
+        error = trying.result()
+        if what == "own user" and error is None and Url.parse(s.url).password is None:
+            s.note("the server takes any password of this user, who has none")
+            continue
+        s.expect(isinstance(error, _REFUSED), f"{what}: refused, not {error!r}")
+        if isinstance(error, AuthenticationError):
+            s.expect(not error.retryable, f"{what}: trying again cannot help")
+        count = relay.accepted if relay else 0
+        s.expect(count <= MOST_CONNECTIONS, f"{what}: tried {count} times")
+        if relay:
+            s.exercised("connections that were refused", count)
+            s.until(lambda before=count, r=relay: r.accepted > before, 0.3)  # type: ignore[misc]
+            s.expect(relay.accepted == count, f"{what}: tried again afterwards")
+    consumer = s.consumer()
+    sent = s.producer().send(1)
+    s.expect(consumer.drain(sent), "the session that was open goes on", sent)
+
 
 @contract("SEC-05", UNIVERSAL)
 def secrets_stay_secret(s: Scenario) -> None:

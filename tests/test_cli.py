@@ -19,6 +19,7 @@ from anymq.capabilities import Fact, Level
 from anymq.cli import markdown, matrix, run, screen
 from anymq.cli.app import app
 from anymq.cli.progress import Watch
+from anymq.errors import ConfigError
 from anymq.testing import contract as contracts
 from anymq.testing.columns import Column, Source, parse
 from anymq.testing.contract import Contract
@@ -104,6 +105,18 @@ def test_a_broken_cell_is_status_1_and_says_why(broken_contract: str, tmp_path: 
     assert row["cells"]["memory"]["witness"][0]["kind"] == "send"
 
 
+@pytest.mark.parametrize("source", [Source("rabbitmq@4.0"), Source("redis", "redis://host")])
+def test_a_broken_cell_says_how_to_look_at_it_again(
+    source: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By then its column is closed, and the broker that was started for it is gone."""
+    closed = Column(source.name, "rabbitmq://127.0.0.1:5", "real")
+    found = Matrix([], [closed])
+    found.cells["DEL-01", source.name] = Cell("DEL-01", source.name, "native", Outcome.BROKEN)
+    assert run._verdict(found, [source], True, 1.0) == 1
+    assert f"anymq explain DEL-01 {source.url or source.name}  shows" in capsys.readouterr().out
+
+
 def test_a_broker_that_was_asked_for_and_is_down_is_status_2() -> None:
     result = anymq(
         "compare", *MEMORY, "--backend", "redis://:secret@localhost:1", "--only", "DEL-01"
@@ -137,7 +150,7 @@ def test_a_default_broker_that_is_missing(
         (["--backend", "nats://host"], "no adapter for nats://"),
         (["--backend", "redis://host?colour=red"], "unknown option 'colour'"),
         (["--backend", "redis://u:p#w@host"], "write it as %23"),
-        ([*MEMORY, "--only", "DEL-1"], "did you mean 'DEL-0"),
+        ([*MEMORY, "--only", "DEL-1"], "did you mean 'DEL-"),
         ([*MEMORY, "--only", "zzz"], "families: DEL (Delivery)"),
         ([*MEMORY, "--only", "DEL-01", "--json", "no/such/folder/x.json"], "there is no folder"),
     ],
@@ -199,7 +212,7 @@ def test_explain_shows_the_witness(broken_contract: str) -> None:
     ("words", "says"),
     [
         (["DEL-01", "memori"], "did you mean 'memory'?"),
-        (["DEL-0l", "memory"], "did you mean 'DEL-0"),
+        (["DEL-0l", "memory"], "did you mean 'DEL-"),
         (["DEL", "memory"], "name one contract of it: DEL-01"),
         (["DEL-01", "redis://localhost:1"], "localhost:1"),
     ],
@@ -318,6 +331,10 @@ def test_columns_as_people_write_them() -> None:
     assert [source.kind for source in parse(words)] == [
         *("redis", "rabbitmq", "redis", "redis", "memory"),
     ]
+    (classic,) = parse(["rabbitmq-classic@3.10"])
+    assert (classic.name, classic.kind) == ("rabbitmq-classic@3.10", "rabbitmq")
+    with pytest.raises(ConfigError, match=r"rabbitmq-classic@2: .*4\.3"):
+        parse(["rabbitmq-classic@2"])
 
 
 # the program itself

@@ -17,20 +17,12 @@ UNDER_CONTRACT = {one.guarantee for one in CONTRACTS.values() if one.guarantee}
 PENDING = {
     Guarantee.SEND_CONFIRMED,
     Guarantee.SEND_PERSISTENT,
-    Guarantee.SEND_IDEMPOTENT,
     Guarantee.SEND_ORDER_ON_FAILURE,
-    Guarantee.DELAY,
-    Guarantee.PRIORITY,
-    Guarantee.EXPIRY,
     Guarantee.DEDUPLICATION,
-    Guarantee.REPLAY,
     Guarantee.SEEK_TIME,
     Guarantee.EXACTLY_ONCE,
-    Guarantee.EPHEMERAL,
     Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,
-    Guarantee.DEPTH,
-    Guarantee.PURGE,
 }
 
 

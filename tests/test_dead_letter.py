@@ -11,14 +11,16 @@ import pytest
 
 import anymq
 from anymq import memory
-from anymq.capabilities import Capabilities, Fact, Guarantee, Level
+from anymq.capabilities import Capabilities, Fact, Guarantee, Level, Limits
 from anymq.consumer import Consumer
 from anymq.dead_letter import ERROR_LENGTH, letter
 from anymq.errors import ConfigError, DecodeError, NotFoundError
 from anymq.message import Claim, Delivery, Message
+from anymq.redrive import revived
 from anymq.topics import Subscription, Topic
 
 WORK = Subscription(Topic("orders"), "billing", dead_letter=True, max_attempts=3)
+NO_LIMITS = Limits()
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_a_letter_is_the_message_with_the_reason() -> None:
         expires=9e9,
         priority=7,
     )
-    found = letter(Delivery(message, None, Claim("c"), 2), WORK, "stale", None)
+    found = letter(Delivery(message, None, Claim("c"), 2), WORK, "stale", None, NO_LIMITS)
     when = datetime.fromisoformat(found.headers["anymq-dead-time"])
     assert abs((datetime.now(UTC) - when).total_seconds()) < 5
     assert found == Message(
@@ -86,15 +88,47 @@ def test_a_letter_is_the_message_with_the_reason() -> None:
 
 
 def test_a_letter_of_an_unknown_attempt_tells_none() -> None:
-    found = letter(Delivery(Message(b""), None, Claim("c"), None), WORK, "stale", None)
+    found = letter(Delivery(Message(b""), None, Claim("c"), None), WORK, "stale", None, NO_LIMITS)
     assert "anymq-dead-attempts" not in found.headers
 
 
 def test_an_error_becomes_text_that_can_be_sent() -> None:
     error = ValueError("lone \ud800 surrogate " + "x" * 1000)
-    headers = letter(Delivery(Message(b""), None, Claim("c"), 1), WORK, "stale", error).headers
+    headers = letter(
+        Delivery(Message(b""), None, Claim("c"), 1), WORK, "stale", error, NO_LIMITS
+    ).headers
     assert headers["anymq-dead-error"].startswith("ValueError: lone ? surrogate xxx")
     assert len(headers["anymq-dead-error"]) <= ERROR_LENGTH
+
+
+def test_what_cannot_travel_is_left_out_and_named() -> None:
+    limits = Limits(headers=1000, reserved=frozenset({"CC"}))
+    small = {f"own-{n}": "x" * 50 for n in range(10)}
+    headers = {"CC": '["other"]', "large": "x" * 900, **small}
+    delivery = Delivery(Message(b"", "key", headers), None, Claim("c"), 1)
+    found = letter(delivery, WORK, "\ud800" * 5000, ValueError("é" * 5000), limits)
+    assert found.headers["anymq-dead-dropped"] == 'CC=["other"], large'
+    assert found.key == "key"
+    assert small.items() <= found.headers.items()
+    assert "CC" not in found.headers
+    own = sum(len(k) + len(v) for k, v in small.items())
+    assert sum(len((k + v).encode()) for k, v in found.headers.items()) < own + 2600 - 8 * 6
+
+    again = letter(Delivery(found, None, Claim("c"), 1), WORK, "stale", None, limits)
+    assert again.headers["anymq-dead-dropped"] == 'CC=["other"], large'
+    back = revived(again, limits)
+    assert back.headers == {
+        **small,
+        "anymq-dead-redriven": "1",
+        "anymq-dead-dropped": 'CC=["other"], large',
+    }
+
+
+def test_a_key_that_leaves_no_room_is_left_out() -> None:
+    delivery = Delivery(Message(b"", "k" * 2000, {"own": "x"}), None, Claim("c"), 1)
+    found = letter(delivery, WORK, "stale", None, Limits(headers=1000))
+    assert found.key is None
+    assert found.headers["anymq-dead-dropped"] == "own, the key, 2000 bytes"
 
 
 # a letter that cannot be stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -48,3 +49,28 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
         text = (ROOT / page).read_text("utf-8")
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / target).exists(), f"{page}: {target}"
+
+
+def test_what_is_generated_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    generate = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = generate  # its dataclasses look themselves up there
+    spec.loader.exec_module(generate)
+    pages = generate.pages()
+    assert len(pages) > 2
+    for path, text in pages.items():
+        assert path.read_text("utf-8") == text, f"{path.name} is out of date: make docs"
+    rows = [
+        line for line in pages[ROOT / "docs/rabbitmq-versions.md"].splitlines() if "| abs" in line
+    ]
+    assert any(line.startswith("| `release.uncounted`") for line in rows)
+
+
+def test_every_adapter_documents_the_same_things() -> None:
+    headings = {
+        path: re.findall(r"^## (.*)", path.read_text("utf-8"), re.MULTILINE)
+        for path in ROOT.glob("adapters/*/README.md")
+    }
+    assert len(set(map(tuple, headings.values()))) == 1, headings

@@ -19,6 +19,7 @@ from typing import Any
 import pika
 import pytest
 
+import anymq
 from anymq.errors import (
     AuthenticationError,
     ClosedError,
@@ -28,7 +29,6 @@ from anymq.errors import (
     InvalidMessageError,
     LeaseLostError,
     NotFoundError,
-    PlannedError,
     SendUnknownError,
     TooLargeError,
     UnroutableError,
@@ -402,14 +402,6 @@ def test_addresses_are_only_looked_up(adapter: Adapter, make: Callable[..., Plac
         ):
             with pytest.raises(NotFoundError, match=missing):
                 adapter.provision([what], mode)
-    for what in theirs:
-        with pytest.raises(ConfigError, match="address"):
-            adapter.remove(what)
-
-
-def test_a_lease_is_not_ignored(adapter: Adapter, make: Callable[..., Place]) -> None:
-    with pytest.raises(PlannedError, match="lease"):
-        adapter.provision([Subscription(make().topic, "other", lease=5)], Mode.CREATE)
 
 
 def test_depth_purge_remove(adapter: Adapter, make: Callable[..., Place]) -> None:
@@ -478,6 +470,53 @@ def test_foreign_messages_are_delivered(
     assert odd.message.headers == {"n": "1", "raw": "\udcff", "deep": '{"list": [null, true]}'}
     assert odd.native[1].headers == headers  # type: ignore[index]
     shut(source)
+
+
+def test_any_foreign_message_can_be_parked_and_redriven(
+    broker: Any, make: Callable[..., Place], foreign: Any
+) -> None:
+    """Also what the adapter would not send: headers that are routing, that fill the frame, or a
+    time that nobody has."""
+    place = make(dead_letter=True, max_attempts=1)
+    queue = place.sub.queue_name
+    foreign.queue_declare(f"{queue}-copy", exclusive=True)
+    odd: list[tuple[bytes, dict[str, Any]]] = [
+        (b"bare", {}),
+        (b"cc", {"headers": {"CC": [f"{queue}-copy"], "own": "1"}}),
+        (b"full", {"headers": {"big": "x" * 130_000, "own": "1"}, "message_id": "i" * 255}),
+        (b"many", {"headers": {f"h{n}": "x" * 20 for n in range(4000)}}),
+        (b"nested", {"headers": {"deep": [[[None] * 200] * 200], "own": "1"}}),
+        (b"key", {"headers": {"anymq-key": "k" * 130_000}}),
+        (b"late", {"timestamp": 1 << 62, "message_id": "late"}),
+        (b"later", {"headers": {"anymq-time": (1 << 63) - 1}}),
+    ]
+    for body, properties in odd:
+        foreign.basic_publish("", queue, body, pika.BasicProperties(**properties))
+    dropped = {
+        b"cc": f'CC=["{queue}-copy"]',
+        b"full": "big",
+        b"nested": "deep",
+        b"key": "the key, 130000 bytes",
+    }
+    with anymq.connect(GIVEN or broker.url) as session:
+        for deaths in (1, 2):
+            with session.consumer(place.sub) as consumer:
+                for _ in odd:
+                    (taken,) = consumer.receive(1, SECONDS)
+                    taken.nack()
+            with session.consumer(place.sub.dead_letters) as consumer:
+                found: list[Delivery] = []
+                while len(found) < len(odd):
+                    found += consumer.receive(wait=SECONDS)
+                letters = {each.body: each.message.headers for each in found}
+                assert letters.keys() == dict(odd).keys()
+                for body, headers in letters.items():
+                    assert dropped.get(body, "") in headers.get("anymq-dead-dropped", ""), body
+                    assert ("own" in headers) is ("own" in dict(odd)[body].get("headers", {}))
+                    assert headers["anymq-dead-reason"] == "max_attempts"
+            if deaths == 1:
+                report = session.redrive(place.sub, timeout=10.0)
+                assert (report.redriven, report.skipped) == (len(odd), 0)
 
 
 def test_a_missing_topic(adapter: Adapter, make: Callable[..., Place]) -> None:

@@ -18,16 +18,20 @@ from anymq.errors import (
     InvalidMessageError,
     RejectedError,
     TooLargeError,
+    UnsupportedError,
 )
 from anymq.message import Message
 from anymq.spi import DEAD, Guarantee, Level, Scope, Subscription, Topic, Url
 from anymq.url import read_options
 from anymq_rabbitmq import BACKEND
-from anymq_rabbitmq.topology import UNLIMITED, Route, arguments, queue_of
+from anymq_rabbitmq.capabilities import UNLIMITED
+from anymq_rabbitmq.staging import lengths, rounded
+from anymq_rabbitmq.topology import Route, arguments, queue_of
 from anymq_rabbitmq.wire import Encoder, attempt, decode
 
 ORDERS = Topic("orders")
 PAYLOAD = 131_064  # of one frame, by the usual negotiation
+LENGTHS = list(lengths())
 declare = BACKEND.declare
 
 
@@ -72,8 +76,11 @@ def carried(message: Message, tag: int | None = None) -> Message:
     ],
 )
 @pytest.mark.parametrize("server", [None, "RabbitMQ 3.10.8", "RabbitMQ 4.0.5", "RabbitMQ 4.3.6"])
-def test_every_guarantee_has_a_fact(at: Topic | Subscription, server: str | None) -> None:
-    found = declare({}, at, server)
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_every_guarantee_has_a_fact(
+    at: Topic | Subscription, server: str | None, kind: str
+) -> None:
+    found = declare({"queue": kind}, at, server)
     assert set(found.facts) == set(Guarantee)
     for fact in found.facts.values():
         assert fact.reason
@@ -91,6 +98,33 @@ def test_what_the_version_decides() -> None:
     assert levels == [Level.DEPENDS, Level.ABSENT, Level.NATIVE, Level.NATIVE]
     assert declare({}, ORDERS, "RabbitMQ 3.10.8").limits.body == 128 << 20
     assert declare({}, ORDERS).limits.body == 16 << 20
+
+
+def test_what_kind_and_version_decide() -> None:
+    billing = Subscription(ORDERS, "billing")
+    servers = (None, "RabbitMQ 3.10.8", "RabbitMQ 4.2.1", "RabbitMQ 4.3.6")
+    for need in (Guarantee.PRIORITY, Guarantee.LEASE_EXPIRY):
+        levels = [declare({"queue": "quorum"}, billing, server).level(need) for server in servers]
+        assert levels == [Level.DEPENDS, Level.ABSENT, Level.ABSENT, Level.NATIVE]
+    for server in servers:
+        classic = declare({"queue": "classic"}, billing, server)
+        assert classic.level(Guarantee.PRIORITY) is Level.NATIVE
+        assert classic.level(Guarantee.LEASE_EXPIRY) is Level.ABSENT
+        assert classic.level(Guarantee.MAX_ATTEMPTS_CRASH) is Level.ABSENT
+        assert (classic.limits.priorities, classic.limits.attempts) == (10, None)
+    assert declare({}, billing, servers[1]).limits.priorities == 1
+    assert declare({}, billing, servers[3]).limits.priorities == 32
+
+
+def test_what_delays() -> None:
+    ordered = Subscription(ORDERS, "billing", ordered=True)
+    theirs = Subscription(ORDERS, "billing", "legacy")
+    week = 7 * 86_400
+    for at, longest in ((Subscription(ORDERS, "billing"), week), (ordered, 0), (theirs, 0)):
+        assert declare({}, at).limits.nack_delay == longest
+        assert declare({}, at).level(Guarantee.NACK_DELAY) is Level.EMULATED
+    assert declare({}, ORDERS).limits.delay == week
+    assert declare({}, Topic("jobs", "/legacy")).level(Guarantee.DELAY) is Level.ABSENT
 
 
 def test_what_ordered_decides() -> None:
@@ -155,24 +189,63 @@ def test_a_queue_address_is_verbatim() -> None:
 
 
 def test_arguments() -> None:
-    plain = arguments(Subscription(ORDERS, "billing"))
+    plain = arguments(Subscription(ORDERS, "billing"), "quorum")
     assert plain == {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
-    parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20))
+    parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20), "quorum")
     assert parked["x-delivery-limit"] == 199  # 200 deliveries
     assert parked["x-dead-letter-exchange"] == "orders_billing_dead"
     assert parked["x-dead-letter-routing-key"] == "orders/billing 200"
     assert parked["x-dead-letter-strategy"] == "at-least-once"
     assert parked["x-overflow"] == "reject-publish"
-    away = arguments(Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")))
+    away = arguments(
+        Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")), "quorum"
+    )
     assert (away["x-dead-letter-exchange"], away["x-dead-letter-routing-key"]) == ("", "morgue.q")
     long = Subscription(Topic("orders", "ö" * 120), "billing", dead_letter=True)
-    assert arguments(long)["x-dead-letter-routing-key"] == "orders/billing 100"
-    assert arguments(Subscription(ORDERS, "billing", ordered=True))["x-single-active-consumer"]
+    assert arguments(long, "quorum")["x-dead-letter-routing-key"] == "orders/billing 100"
+    assert arguments(Subscription(ORDERS, "billing", ordered=True), "quorum")[
+        "x-single-active-consumer"
+    ]
 
 
 def test_dead_letters_are_never_thrown_away() -> None:
     letters = Subscription(ORDERS, "billing", dead_letter=True).dead_letters
-    assert arguments(letters)["x-delivery-limit"] == UNLIMITED
+    assert arguments(letters, "quorum")["x-delivery-limit"] == UNLIMITED
+
+
+def test_arguments_of_classic_queues() -> None:
+    plain = arguments(Subscription(ORDERS, "billing", dead_letter=True), "classic")
+    assert plain == {
+        "x-queue-type": "classic",
+        "x-max-priority": 9,
+        "x-dead-letter-exchange": "orders_billing_dead",
+        "x-dead-letter-routing-key": "orders/billing 100",
+    }
+    ordered = arguments(Subscription(ORDERS, "billing", ordered=True), "classic")
+    assert ordered == {"x-queue-type": "classic", "x-single-active-consumer": True}
+
+
+def test_a_lease_is_in_milliseconds() -> None:
+    found = arguments(Subscription(ORDERS, "billing", lease=1.5), "quorum")
+    assert found["x-consumer-timeout"] == 1500
+
+
+# delays
+
+
+@given(st.floats(0.000_001, 7 * 86_400))
+def test_no_delay_is_cut_and_none_is_much_longer(delay: float) -> None:
+    length = rounded(delay) / 1000
+    assert delay - 1e-6 <= length <= max(delay * 1.25, delay + 0.1) + 1e-6
+    assert rounded(delay) in LENGTHS
+
+
+def test_usual_delays_are_exact_and_the_queues_can_be_counted() -> None:
+    for delay in (0.1, 0.5, 1, 1.1, 5, 7.5, 30, 60, 90, 300, 900, 1800, 3600, 21_600, 86_400):
+        assert rounded(delay) == round(delay * 1000)
+    assert len(LENGTHS) == len(set(LENGTHS)) == 306
+    with pytest.raises(UnsupportedError, match="604800"):
+        rounded(604_801)
 
 
 # the wire, outgoing
@@ -269,6 +342,8 @@ def test_what_cannot_be_sent(message: Message, kind: type[AnymqError], text: str
 
 # the wire, incoming
 
+STAGED = [{"queue": "orders_delay_1500", "reason": "expired", "count": long(1)}]
+
 
 def test_foreign_values_become_readable_text() -> None:
     table: dict[Any, Any] = {
@@ -313,10 +388,38 @@ def test_a_bare_foreign_message() -> None:
         (True, {"x-delivery-count": long(2)}, 3),
         (True, {"x-acquired-count": 4}, 1),
         (True, {"x-delivery-count": 21, "x-death": []}, None),
+        (False, {"anymq-attempts": 2, "x-death": STAGED}, 3),
+        (True, {"anymq-attempts": 2, "x-death": STAGED, "x-delivery-count": 1}, 4),
+        (True, {"x-death": [*STAGED, {"queue": "q"}], "x-delivery-count": 1}, None),
+        (False, {"anymq-attempts": "many"}, 1),
     ],
 )
 def test_attempts(redelivered: bool, table: dict[str, Any], expected: int | None) -> None:
     assert attempt(redelivered, table) == expected
+
+
+def test_attempts_where_the_queue_counts_nothing() -> None:
+    assert attempt(False, {}, counted=False) == 1
+    assert attempt(True, {}, counted=False) == 2
+    assert attempt(True, {"anymq-attempts": 2}, counted=False) == 4
+
+
+def test_what_was_delayed_is_no_letter() -> None:
+    expires = int(time.time() * 1000) + 60_000
+    table: dict[str, Any] = {
+        "mine": "kept",
+        "anymq-expires": expires,
+        "x-death": STAGED,
+        "x-first-death-queue": "orders_delay_1500",
+        "x-first-death-reason": "expired",
+    }
+    found = decode(BasicProperties(headers=table, priority=3), b"")
+    assert (found.headers, found.priority, found.expires) == ({"mine": "kept"}, 3, expires / 1000)
+    died = {"queue": "q", "reason": "delivery_limit"}
+    letter = decode(BasicProperties(headers=table | {"x-death": [died, *STAGED]}), b"")
+    assert letter.headers["anymq-dead-origin"] == "q"
+    assert letter.headers["anymq-dead-reason"] == "broker_limit"
+    assert letter.expires is None
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ from anymq_redis import BACKEND
 from anymq_redis.capabilities import declare
 from anymq_redis.envelope import MAGIC, decode, encode
 
+GIVEN = os.environ.get("ANYMQ_REDIS_URL")
 DEADLINE = 30.0  # seconds; nothing here takes so long unless it is broken
 
 
@@ -235,9 +236,8 @@ def test_options_are_read() -> None:
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
-    given_url = os.environ.get("ANYMQ_REDIS_URL")
-    if given_url:
-        yield given_url
+    if GIVEN:
+        yield GIVEN
         return
     from anymq import local
 
@@ -409,6 +409,24 @@ def test_one_message_that_cannot_be_sent_takes_no_other_with_it(
     assert [type(o.error) for o in outcomes] == [type(None), TooLargeError, type(None)]
     assert outcomes[1].status is Status.FAILED
     assert [d.body for d in take(receiver, 2)] == [b"first", b"last"]
+
+
+def test_the_largest_message_cuts_nobody_off(session: Session) -> None:
+    """The limit is what subscribers survive on stock settings, not what PUBLISH takes."""
+    receiver = session.receiver()
+    largest = session.adapter.capabilities(session.topic).limits.body
+    assert largest is not None
+    sender = session.sender()
+    bodies = [bytes(largest), bytes(largest), b"after"]
+    for body in bodies:  # nobody reads meanwhile: they wait in the server
+        assert send(sender, Message(body, id="x" * 60_000)) == [PASSED]
+    assert [d.body for d in take(receiver, 3)] == bodies
+    [outcome] = send(sender, Message(bytes(largest), headers={"h": "x" * (64 << 10)}))
+    assert isinstance(outcome.error, TooLargeError)
+    # And that is not too cautious: what PUBLISH takes beyond ends the subscription.
+    if not GIVEN:
+        assert session.redis.publish(session.topic.name, bytes((32 << 20) + 40_000)) == 1
+        receive_until_lost(receiver)
 
 
 def test_two_publishers_are_seen_in_one_order_by_every_subscriber(session: Session) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from anymq.capabilities import Guarantee
+from anymq.testing import columns
 from anymq.testing.columns import Column, ColumnMissing, Source, by_url
 from anymq.testing.contract import UNIVERSAL, Contract
 from anymq.testing.history import Kind
@@ -179,3 +181,32 @@ def test_an_explanation_has_the_timeline(memory: Column) -> None:
     assert "XYZ-01 a title" in text
     assert "not so: it is never sent" in text
     assert "stored" in text
+
+
+def test_columns_of_one_broker_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    class Started:
+        url, evidence, how, version, stopped = "memory://x", "real", "started", "1", 0
+
+        def stop(self) -> None:
+            self.stopped += 1
+
+    def start(name: str, progress: Any = None) -> Any:
+        started.append((name, Started()))
+        return started[-1][1]
+
+    monkeypatch.setattr(columns, "_start_local", start)
+    monkeypatch.setattr(columns, "_server", lambda column: column.url)
+    one, other = (Source(name).open() for name in ("rabbitmq@4.0", "rabbitmq-classic@4.0"))
+    assert [name for name, _ in started] == ["rabbitmq@4.0"]
+    assert (one.url, other.url) == ("memory://x", "memory://x?queue=classic")
+    shared = started[0][1]
+    own: Any = other.expendable()
+    assert other.url_of(own) == "memory://x?queue=classic"
+    one.close()
+    assert not shared.stopped
+    other.close()
+    assert (shared.stopped, own.stopped) == (1, 1)
+    Source("rabbitmq@4.0").open().close()
+    assert len(started) == 3

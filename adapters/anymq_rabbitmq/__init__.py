@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anymq.spi import Adapter, Backend, Option, Url, period, seconds
+from anymq.spi import Adapter, Backend, Option, Url, one_of, period, seconds
 from anymq_rabbitmq.capabilities import declare
 
 __all__ = ["BACKEND"]
@@ -37,6 +37,12 @@ BACKEND = Backend(
             5,
             "how often both sides show that they live; a silent one is given up"
             " after 2 x (heartbeat + 5) seconds",
+        ),
+        "queue": Option(
+            one_of("quorum", "classic"),
+            "quorum",
+            "the type of the queues: quorum ones are kept by several nodes and count deliveries,"
+            " classic ones have priorities on every version",
         ),
         "timeout": Option(period, 10.0, "how long to wait for a connection to one host"),
     },

@@ -25,6 +25,7 @@ from anymq_rabbitmq.connection import Connection
 from anymq_rabbitmq.connection import connect as open_connection
 from anymq_rabbitmq.receiver import RabbitReceiver
 from anymq_rabbitmq.sender import RabbitSender
+from anymq_rabbitmq.staging import Stage
 from anymq_rabbitmq.topology import Route, queue_of
 
 
@@ -56,14 +57,20 @@ class RabbitAdapter(Adapter):
 
     def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
         for each in what:
-            topology.provision(self._consuming, each, mode)
+            topology.provision(self._consuming, each, mode, self._options["queue"])
 
-    def sender(self, topic: Topic) -> Sender:
-        limit = self.capabilities(topic).limits.body
-        assert limit is not None
-        route, publisher = Route.of(topic), self._publisher()
+    def sender(self, to: Topic | Subscription) -> Sender:
+        route = Route.of(to)
+        name = to.name if isinstance(to, Topic) else to.queue_name
+        stage = Stage(self._consuming, name, route.exchange, route.key)
+        publisher = self._publisher()
         route.look_up(self._consuming)
-        return RabbitSender(publisher, route, limit)
+        return RabbitSender(publisher, route, self._body_limit(to), stage.queue)
+
+    def _body_limit(self, at: Topic | Subscription) -> int:
+        limit = self.capabilities(at).limits.body
+        assert limit is not None
+        return limit
 
     def _publisher(self) -> Connection:
         with self._lock:
@@ -76,15 +83,16 @@ class RabbitAdapter(Adapter):
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> Receiver:
-        topology.check_options(subscription)
-        return RabbitReceiver(
-            self._consuming,
-            queue_of(subscription),
-            prefetch,
-            subscription.ordered,
-            on_end,
-            ours=subscription.address is None,
-        )
+        queue = queue_of(subscription)
+
+        def sender() -> RabbitSender:
+            """For what comes back to the queue, at once or delayed."""
+            stage = Stage(self._consuming, queue, "", queue)
+            limit = self._body_limit(subscription)
+            return RabbitSender(self._publisher(), Route("", queue), limit, stage.queue)
+
+        kind = self._options["queue"] if subscription.address is None else None
+        return RabbitReceiver(self._consuming, subscription, kind, prefetch, sender, on_end)
 
     def depth(self, subscription: Subscription) -> Depth:
         """Ready messages only. RabbitMQ tells nothing else over AMQP: not what is unsettled, and

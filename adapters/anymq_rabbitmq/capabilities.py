@@ -1,4 +1,4 @@
-"""What RabbitMQ's quorum queues give through this adapter. Pure data: no connection, no pika.
+"""What RabbitMQ's queues give through this adapter. Pure data: no connection, no pika.
 
 "seen on" names the server versions on which the fact was observed; the others come from the pages
 named. `tests/test_rabbitmq.py` holds those that can be shown on one machine.
@@ -18,9 +18,30 @@ SEEN = "seen on 4.3.6 and 4.0.5"
 DOCS = "rabbitmq.com/docs/"
 OURS = "anymq/dead_letter.py, anymq/settling.py"
 MOST_DELIVERIES = 1_000_000
+UNLIMITED = 1_000_000
+"""x-delivery-limit of queues whose messages must never be thrown away: without one it is 20 from
+4.0 on, and -1 means three things on three versions (4.3.6, 4.0.5, 3.10.8)."""
+QUORUM_LEVELS, CLASSIC_LEVELS = 32, 10
+LONGEST_DELAY = 604_800.0  # seconds
+LEASES = (1.0, 86_400.0)  # seconds
 CONSUMER_TIMEOUT = 1800.0  # seconds; an operator may have set another
 MIB = 1 << 20
 HEADERS = 128_000  # one frame of 131,072 bytes carries them, with key, id and the other properties
+
+BROKER_HEADERS = frozenset(
+    [
+        "x-delivery-count",
+        "x-acquired-count",
+        "x-death",
+        *(
+            f"x-{which}-death-{what}"
+            for which in ("first", "last")
+            for what in ("queue", "reason", "exchange")
+        ),
+    ]
+)
+ROUTING_HEADERS = frozenset(["CC", "BCC"])  # the broker sends copies to the queues they name
+RESERVED = BROKER_HEADERS | ROUTING_HEADERS
 
 G = Guarantee
 
@@ -84,10 +105,11 @@ EMULATED: dict[Guarantee, tuple[str, str, str]] = {
         " told by the end of the claim or by ack(wait=True)",
     ),
     G.NACK_DELAY: (
-        "RabbitMQ takes no delay per nack: the consumer holds the message and hands it out again",
-        "seen on 4.3.6: x-delayed-retry-* is one rule per queue, headers have no effect",
-        "a place of the prefetch while it waits; closing or a crash ends the delay at once, and"
-        " counts all attempts that failed so far as one",
+        "RabbitMQ takes no delay per nack: the message is sent to a queue whose TTL brings it back,"
+        " with its attempts in a header, and then acked",
+        ALL,
+        "a confirmed send and a queue for each length of delay, which is rounded up by a quarter at"
+        " most; to the end of the queue; a duplicate after a crash between",
     ),
     G.DEAD_LETTER: (
         "sent to the dead-letter topic, confirmed, then acked",
@@ -131,17 +153,60 @@ ABSENT: dict[Guarantee, tuple[str, str]] = {
 }
 
 PLANNED: dict[Guarantee, tuple[str, str]] = {
-    G.DELAY: ("one queue with a TTL for each delay, which dead-letters to the topic", ALL),
-    G.PRIORITY: (
-        "quorum queues have 32 strict levels from 4.3 on; before, classic queues have them",
-        SEEN,
-    ),
-    G.LEASE_EXPIRY: (
-        "x-consumer-timeout; today the broker's 30 minutes hold, for every queue",
-        SEEN,
-    ),
     G.EPHEMERAL: ("an exclusive classic queue, gone with its connection", DOCS + "queues"),
-    G.PATTERN: ("a topic exchange, bound with a pattern", DOCS + "exchanges"),
+}
+
+CLASSIC: dict[Guarantee, Fact] = {
+    G.SEND_CONFIRMED: Fact(
+        Level.NATIVE,
+        "publisher confirms: a classic queue answers when its one node has written it",
+        DOCS + "confirms",
+    ),
+    G.SEND_PERSISTENT: Fact(
+        Level.NATIVE, "persistent messages in durable queues, but on one node only", ALL
+    ),
+    G.ATTEMPT_COUNT: Fact(
+        Level.BEST_EFFORT,
+        "a classic queue tells only that it was delivered before; nacks are counted in a header,"
+        " several crashes in a row count as one",
+        ALL,
+    ),
+    G.NACK: Fact(
+        Level.EMULATED,
+        "a classic queue counts nothing: the message is sent again, with its attempts in a header,"
+        " and then acked",
+        ALL,
+        "a confirmed send; to the end of the queue; a duplicate after a crash between",
+    ),
+    G.MAX_ATTEMPTS_CRASH: Fact(
+        Level.ABSENT, "a classic queue has no x-delivery-limit and no count of deliveries", ALL
+    ),
+    G.RELEASE_UNCOUNTED: Fact(
+        Level.ABSENT,
+        "it looks like a crash: delivered before is all that a classic queue tells",
+        ALL,
+    ),
+    G.DEAD_LETTER_NO_LOSS: Fact(
+        Level.EMULATED,
+        "acked only when the letter is confirmed",
+        SEEN,
+        "a second letter of the same id after a crash between; what RabbitMQ itself moves, because"
+        " it expired, is lost where the target is missing",
+    ),
+}
+CLASSIC_ORDERED: dict[Guarantee, Fact] = {
+    G.ATTEMPT_COUNT: Fact(
+        Level.BEST_EFFORT,
+        "a classic queue tells only that it was delivered before; this consumer counts, the next"
+        " one begins at 2",
+        ALL,
+    ),
+    G.MAX_ATTEMPTS: Fact(
+        Level.BEST_EFFORT,
+        "counted by the consumer, because a classic queue does not: the count ends with it",
+        OURS,
+    ),
+    G.NACK: Fact(Level.NATIVE, "basic.reject(requeue)", ALL),
 }
 
 
@@ -154,7 +219,7 @@ def version_of(server: str | None) -> tuple[int, int] | None:
 def declare(
     options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
 ) -> Capabilities:
-    version = version_of(server)
+    version, kind = version_of(server), options.get("queue", "quorum")
     facts = {need: Fact(Level.NATIVE, *texts) for need, texts in NATIVE.items()}
     facts |= {need: Fact(Level.EMULATED, *texts) for need, texts in EMULATED.items()}
     facts |= {need: Fact(Level.ABSENT, *texts) for need, texts in ABSENT.items()}
@@ -162,23 +227,107 @@ def declare(
     ordered = isinstance(at, Subscription) and at.ordered
     facts |= _order(ordered)
     facts |= _counting(at, ordered, version)
+    facts |= _delays(at, ordered)
+    facts[G.LEASE_EXPIRY] = _lease(kind, version)
+    facts[G.PATTERN] = _pattern(at)
+    facts[G.PRIORITY] = _priority(kind, version)
+    if kind == "classic":
+        facts |= CLASSIC
+        if ordered:
+            facts |= CLASSIC_ORDERED
     if at.address is not None:
         facts |= _address(at, ordered)
+    about = f"RabbitMQ {kind} queue{', single active consumer' if ordered else ''}"
+    limits = _limits(facts, at, ordered, version, kind)
+    return Capabilities(facts, limits, about, server, () if version else (ASSUMED,))
+
+
+def _limits(
+    facts: Mapping[Guarantee, Fact],
+    at: Topic | Subscription,
+    ordered: bool,
+    version: tuple[int, int] | None,
+    kind: str,
+) -> Limits:
     old = version is not None and version < (4, 0)
-    return Capabilities(
-        facts,
-        Limits(
-            body=128 * MIB if old else 16 * MIB,
-            headers=HEADERS,
-            hold=CONSUMER_TIMEOUT,
-            attempts=(1, MOST_DELIVERIES),
-            order=Scope.QUEUE if ordered else Scope.NONE,
-            redelivery=frozenset({"nack", "disconnect"}),
-        ),
-        "RabbitMQ quorum queue, single active consumer" if ordered else "RabbitMQ quorum queue",
-        server,
-        () if version else (ASSUMED,),
+    delays = LONGEST_DELAY if at.address is None else 0.0
+    levels = 256 if at.address else CLASSIC_LEVELS if kind == "classic" else QUORUM_LEVELS
+    lease = at.lease if isinstance(at, Subscription) else None
+    leased = facts[G.LEASE_EXPIRY].level is not Level.ABSENT
+    counts = facts[G.MAX_ATTEMPTS_CRASH].level is not Level.ABSENT
+    return Limits(
+        body=128 * MIB if old else 16 * MIB,
+        headers=HEADERS,
+        reserved=RESERVED,
+        delay=delays,
+        nack_delay=0.0 if ordered else delays,
+        lease=LEASES if leased else None,
+        hold=lease or CONSUMER_TIMEOUT,
+        attempts=(1, MOST_DELIVERIES) if counts else None,
+        priorities=1 if facts[G.PRIORITY].level is Level.ABSENT else levels,
+        order=Scope.QUEUE if ordered else Scope.NONE,
+        redelivery=frozenset({"nack", "disconnect"} | ({"lease"} if leased else set())),
     )
+
+
+def _delays(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
+    held = Fact(
+        Level.EMULATED,
+        "the consumer holds the message and hands it out again: to send it again would change the"
+        " order, and need a queue beside one that is somebody else's",
+        "anymq/retry.py",
+        "a place of the prefetch while it waits; closing or a crash ends the delay at once, and"
+        " counts all attempts that failed so far as one",
+    )
+    if at.address is not None:
+        theirs = "it needs a queue of its own, and anymq makes none for what is somebody else's"
+        return {G.DELAY: Fact(Level.ABSENT, theirs, ALL), G.NACK_DELAY: held}
+    sent = Fact(
+        Level.EMULATED,
+        "sent to a queue whose TTL moves it on to the topic, where it stays until that stores it",
+        ALL,
+        "a queue for each length of delay, which is rounded up by 0.1 s or a quarter at most; a"
+        " topic that nobody subscribes to is noticed by nobody; no native expiration",
+    )
+    return {G.DELAY: sent} | ({G.NACK_DELAY: held} if ordered else {})
+
+
+def _lease(kind: str, version: tuple[int, int] | None) -> Fact:
+    if kind == "classic":
+        return Fact(Level.ABSENT, "classic queues refuse x-consumer-timeout", "seen on 4.3.6")
+    reason = (
+        "x-consumer-timeout, for all that one consumer holds together; before 4.3 it is looked at"
+        " once a minute only"
+    )
+    if version is None:
+        return Fact(Level.DEPENDS, reason, SEEN)
+    return Fact(Level.NATIVE if version >= (4, 3) else Level.ABSENT, reason, SEEN)
+
+
+def _pattern(at: Topic | Subscription) -> Fact:
+    if isinstance(at, Topic) or at.topic.address is None or at.topic.address.startswith("/"):
+        reason = "our exchanges send everything to everybody: give the topic the address of one"
+        return Fact(Level.ABSENT, reason, DOCS + "exchanges")
+    return Fact(Level.NATIVE, "binding= of a topic exchange", DOCS + "exchanges")
+
+
+def _priority(kind: str, version: tuple[int, int] | None) -> Fact:
+    """Of a topic: its sender does not know the subscriptions, and on 4.3 a quorum queue cannot be
+    told to ignore a priority."""
+    if kind == "classic":
+        return Fact(
+            Level.NATIVE,
+            "x-max-priority: ten levels, 0 to 9, none is 0; ordered subscriptions ignore them",
+            ALL,
+        )
+    reason = (
+        "quorum queues have 32 strict levels from 4.3 on, 0 to 31, none is 4, also where they are"
+        " ordered, whose order it changes; what was given back goes first; before 4.3 use"
+        " ?queue=classic"
+    )
+    if version is None:
+        return Fact(Level.DEPENDS, reason, ALL)
+    return Fact(Level.NATIVE if version >= (4, 3) else Level.ABSENT, reason, ALL)
 
 
 def _order(ordered: bool) -> dict[Guarantee, Fact]:
@@ -252,7 +401,10 @@ def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
     if isinstance(at, Topic):
         if at.address is not None and at.address.startswith("/"):
             return {G.FAN_OUT: Fact(Level.ABSENT, "the default exchange leads to one queue", ALL)}
-        return {G.FAN_OUT: Fact(Level.BEST_EFFORT, theirs, DOCS + "exchanges")}
+        return {
+            need: Fact(Level.BEST_EFFORT, theirs, DOCS + "exchanges")
+            for need in (G.FAN_OUT, G.PRIORITY)
+        }
     found = {
         need: Fact(Level.BEST_EFFORT, theirs, DOCS + "queues")
         for need in (
@@ -263,6 +415,13 @@ def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
             G.RELEASE_UNCOUNTED,
         )
     }
+    found[G.LEASE_EXPIRY] = Fact(Level.ABSENT, theirs, DOCS + "consumers")
+    found[G.MAX_ATTEMPTS] = Fact(
+        Level.BEST_EFFORT,
+        "a queue at an address may count nothing: then each consumer counts the failures that it"
+        " has seen of an id, and the next one begins anew",
+        "anymq/attempts.py",
+    )
     if ordered:
         found |= {
             need: Fact(Level.BEST_EFFORT, theirs, DOCS + "queues")

@@ -6,13 +6,13 @@ import os
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import pika
 
-from anymq.spi import AnymqError, ConnectionLostError, Url
+from anymq.spi import AnymqError, ConnectionLostError, UnsupportedError, Url
 from anymq_rabbitmq import errors, private
 
 PORT, TLS_PORT = 5672, 5671
@@ -136,6 +136,11 @@ class Connection:
         """Call a method of pika's Channel, on a channel of its own, since a refused request closes
         its channel. Returns the answer's method. Raises what errors.refused() makes of a refusal;
         `what` names the thing."""
+        return self.ask_all(method, what, [arguments])
+
+    def ask_all(self, method: str, what: str, calls: Sequence[Mapping[str, Any]]) -> Any:
+        """Many calls of one method at once; the answer to the last, which proves the others."""
+        *silent, last = calls
         answer: Future[Any] = Future()
 
         def end(error: BaseException) -> None:
@@ -149,13 +154,20 @@ class Connection:
                 channel.close()
 
             channel.add_on_close_callback(lambda _, error: end(error))
-            getattr(channel, method)(callback=on_answer, **arguments)
+            for arguments in silent:
+                getattr(channel, method)(**arguments)  # no callback: nothing is answered
+            getattr(channel, method)(callback=on_answer, **last)
 
         self.run(lambda: self.open_channel(on_channel, end))
         return self.wait(answer, ANSWER)
 
     def wait(self, answer: Future[Any], timeout: float) -> Any:
-        """The answer to something handed over. Raises ConnectionLostError without one in time."""
+        """The answer to something handed over. Raises ConnectionLostError without one in time, and
+        UnsupportedError on the I/O thread, which would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise UnsupportedError(
+                "this cannot be done in a callback of a send, which must not wait: do it elsewhere"
+            )
         try:
             return answer.result(timeout)
         except TimeoutError as error:

@@ -81,6 +81,15 @@ def refused(error: BaseException, what: str, place: str) -> AnymqError:
     return found
 
 
+def timed_out(error: BaseException) -> bool:
+    """Did a channel close because a delivery was held for longer than the consumer timeout?"""
+    return (
+        isinstance(error, pika.ChannelClosedByBroker)
+        and "ack" in error.reply_text
+        and ("timed out" in error.reply_text)
+    )
+
+
 def session_over(error: AnymqError, what: str) -> AnymqError:
     """A channel that the broker closed ends the session, like a lost connection: the one who
     connects again learns what is wrong with `what`."""

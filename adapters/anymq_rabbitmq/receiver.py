@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from pika import spec
@@ -21,12 +23,18 @@ from anymq.spi import (
     LeaseLostError,
     Receiver,
     Refusal,
+    Sender,
+    SendOutcome,
+    Status,
+    Subscription,
 )
 from anymq_rabbitmq import errors, private
 from anymq_rabbitmq.connection import ANSWER, Connection
-from anymq_rabbitmq.wire import attempt, decode
+from anymq_rabbitmq.topology import queue_of
+from anymq_rabbitmq.wire import Again, attempt, decode
 
 MOST = 65535  # the prefetch is a 16 bit number
+NEVER = float("inf")
 PIPELINE = 32  # commands that a channel sends to a quorum queue unanswered; it keeps back the rest
 
 Settle = Callable[[Sequence[int]], None]
@@ -39,38 +47,52 @@ class RabbitReceiver(Receiver):
     def __init__(
         self,
         connection: Connection,
-        queue: str,
+        subscription: Subscription,
+        kind: str | None,
         prefetch: int,
-        ordered: bool,
+        sender: Callable[[], Sender],
         on_end: Callable[[Claim], None],
-        ours: bool = True,
     ) -> None:
-        """`ours`: a quorum queue that anymq made."""
-        self._connection, self._queue, self._told = connection, queue, on_end
-        self._lane = queue if ordered else None
+        """`kind` of the queue; None where it is not ours. `sender` makes one to the queue."""
+        self._connection, self._told = connection, on_end
+        self._queue, self._lease = queue_of(subscription), subscription.lease
+        self._lane = self._queue if subscription.ordered else None
+        self._counted = kind != "classic"
         # One at a time keeps the order after a nack: followers that are here would overtake.
-        self._prefetch = 1 if ordered else max(1, min(prefetch, MOST))
-        self._claim = Claim(f"queue {queue!r} at {connection.place}")
-        self._buffer: deque[Delivery] = deque()
+        self._prefetch = 1 if subscription.ordered else max(1, min(prefetch, MOST))
         self._ready = threading.Condition()
-        self._hungry = self._stopped = self._closing = False
-        self._unsettled: dict[int, bool] = {}  # by delivery tag
+        self._hungry = self._stopped = self._closing = self._cancelled = False
         self._finished = threading.Event()
-        self._order: deque[int] = deque()  # tags not yet covered by an ack of all before
-        self._early: set[int] = set()  # those of them that are settled
-        self._asked: set[Future[Any]] = set()  # confirm() waits for these
         # More than one pipeline can hold may be on its way, unless so few are ever unsettled.
-        self._overflows = ours and self._prefetch > PIPELINE // 2
-        self._commands = 0  # handed over and not known to be applied
-        self._proving: list[Future[Any]] = []  # those of _asked that a running proof answers
-        self._next_proof: list[Future[Any]] = []  # and that came after it began
-        self._cancelled = False
-        self._channel: Any = None
-        self._consumer_tag = ""
-        self._proof = (0, 0)  # how many answers are missing, how many commands they prove
+        self._overflows = kind == "quorum" and self._prefetch > PIPELINE // 2
+        self._failed = 0  # attempts of what was rejected last, in a lane whose queue has no count
+        self._make_sender = sender
+        self._sender: Sender | None = None  # made when a nack first has a delay
+        self._sending = threading.Lock()
+        self._back = threading.Condition()  # guards:
+        self._returning = 0  # batches that are sent back and not yet acked
+        self._begin()
         self._started: Future[Any] = Future()
         connection.run(self._on_begin)
         connection.wait(self._started, ANSWER)
+        if not (self._counted or self._lane):
+            # Any nack needs it, also one on the thread that would have to open it.
+            self._sender = sender()
+
+    def _begin(self) -> None:
+        """A new claim: all that belongs to one channel."""
+        self._claim = Claim(f"queue {self._queue!r} at {self._connection.place}")
+        self._channel: Any = None
+        self._consumer_tag = ""
+        self._buffer: deque[Delivery] = deque()
+        self._unsettled: dict[int, float] = {}  # by delivery tag: when its lease ends
+        self._order: deque[int] = deque()  # tags not yet covered by an ack of all before
+        self._early: set[int] = set()  # those of them that are settled
+        self._asked: set[Future[Any]] = set()  # confirm() waits for these
+        self._commands = 0  # handed over and not known to be applied
+        self._proving: list[Future[Any]] = []  # those of _asked that a running proof answers
+        self._next_proof: list[Future[Any]] = []  # and that came after it began
+        self._proof = (0, 0)  # how many answers are missing, how many commands they prove
 
     # starting and ending, on the I/O thread
 
@@ -80,31 +102,64 @@ class RabbitReceiver(Receiver):
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
         channel.add_on_close_callback(self._on_channel_closed)
-        channel.add_on_cancel_callback(self._on_server_cancel)
+        channel.add_on_cancel_callback(lambda _: self._on_server_cancel(channel))
         channel.add_callback(lambda _: self._on_nothing(), [spec.Basic.GetEmpty], one_shot=False)
-        channel.basic_qos(prefetch_count=self._prefetch, callback=self._on_qos)
+        if self._closing:
+            self._close_channel()
+        else:
+            channel.basic_qos(prefetch_count=self._prefetch, callback=self._on_qos)
 
     def _on_qos(self, _: Any) -> None:
-        self._consumer_tag = self._channel.basic_consume(
-            self._queue, self._on_deliver, callback=self._started.set_result
-        )
+        if not self._closing:
+            self._consumer_tag = self._channel.basic_consume(
+                self._queue, self._on_deliver, callback=self._on_consuming
+            )
 
-    def _on_channel_closed(self, _: Any, error: BaseException) -> None:
-        what = f"queue {self._queue!r}"
-        self._on_end(errors.refused(error, what, self._connection.place))
+    def _on_consuming(self, _: Any) -> None:
+        if not self._started.done():
+            self._started.set_result(None)
+
+    def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
+        if channel is not self._channel:
+            return  # one that was given up before
+        found = errors.refused(error, f"queue {self._queue!r}", self._connection.place)
+        if errors.timed_out(error) and not self._closing:
+            self._lapse(found)
+            return
+        self._on_end(found)
         self._finished.set()
 
-    def _on_server_cancel(self, _: Any) -> None:
+    def _on_server_cancel(self, channel: Any) -> None:
         """RabbitMQ takes the consumer away. Settling now would be ignored and, on 4.3, hang the
         message until the next timeout, so the channel goes at once."""
-        self._on_end(
-            ConnectionLostError(
-                f"RabbitMQ cancelled the consumer of queue {self._queue!r}: the queue was deleted"
-                " or moved, or a delivery was held longer than the consumer timeout"
-            )
+        if channel is not self._channel:
+            return
+        why = ConnectionLostError(
+            f"RabbitMQ cancelled the consumer of queue {self._queue!r}: the queue was deleted"
+            " or moved, or a delivery was held longer than the consumer timeout"
         )
-        if self._channel.is_open:  # else we are closing it
-            self._channel.close()
+        # To consume again from a queue that is being deleted ends the connection (seen on 4.3.6).
+        due = min(self._unsettled.values(), default=NEVER)
+        if self._lease is None or due - time.monotonic() > self._lease / 4:
+            self._on_end(why)
+        elif not (self._claim.ended or self._closing):
+            self._lapse(why)
+        if channel.is_open:  # else we are closing it
+            channel.close()
+
+    def _lapse(self, why: AnymqError) -> None:
+        """A delivery was held for longer than the consumer timeout: all of this channel are with
+        the broker again, and a new channel goes on."""
+        claim = self._claim
+        error = LeaseLostError(
+            f"a delivery of queue {self._queue!r} was held for longer than its lease, which took"
+            " all of its consumer away"
+        )
+        error.__cause__ = why
+        self._end_claim(error)
+        self._begin()
+        self._told(claim)
+        self._on_begin()
 
     def _on_end(self, error: AnymqError) -> None:
         """Once, for whatever comes first."""
@@ -133,21 +188,24 @@ class RabbitReceiver(Receiver):
 
     # receiving
 
-    def _on_deliver(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
-        if self._claim.ended:
+    def _on_deliver(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        if self._claim.ended or channel is not self._channel:
             return
         tag: int = method.delivery_tag
         self._order.append(tag)
-        self._unsettled[tag] = True
+        ends = None if self._lease is None else time.monotonic() + self._lease
+        self._unsettled[tag] = ends or NEVER
         delivery = Delivery(
             decode(properties, body, method.routing_key),
             tag,
             self._claim,
-            attempt(method.redelivered, properties.headers or NO_HEADERS),
+            attempt(method.redelivered, properties.headers or NO_HEADERS, self._counted),
             self._lane,
-            None,
+            ends,
             (method, properties),
         )
+        if self._failed and method.redelivered:
+            delivery.attempt, self._failed = self._failed + 1, 0
         self._buffer.append(delivery)
         if self._hungry:
             with self._ready:
@@ -160,8 +218,9 @@ class RabbitReceiver(Receiver):
         while True:
             if not self._buffer:
                 self._wait(deadline - time.monotonic())
-            if self._claim.ended:
-                raise self._claim.ended
+            ended = self._claim.ended
+            if ended and not isinstance(ended, LeaseLostError):  # else another one is on its way
+                raise ended
             found = self._take(limit)
             if found or not limit or self._stopped or time.monotonic() >= deadline:
                 return found
@@ -176,7 +235,7 @@ class RabbitReceiver(Receiver):
         return bool(self._buffer or self._stopped or self._claim.ended)
 
     def _take(self, limit: int) -> list[Delivery]:
-        """What has expired while it waited here goes back, and the broker lets it expire there."""
+        """What has expired while it waited, here or delayed, goes where the expired ones go."""
         found: list[Delivery] = []
         expired: list[Delivery] = []
         take = self._buffer.popleft
@@ -189,7 +248,7 @@ class RabbitReceiver(Receiver):
         except IndexError:
             pass  # no more
         if expired:
-            self._settle(self._on_release, expired)
+            self._settle(self._on_expired, expired)
         return found
 
     # settling, any thread
@@ -198,7 +257,53 @@ class RabbitReceiver(Receiver):
         return self._settle(self._on_ack, deliveries)
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
+        """Delayed, or where the queue counts nothing: sent again with its attempts, confirmed,
+        then acked. A crash between makes a duplicate, never a loss."""
+        if delay or not (self._counted or self._lane):
+            return self._send_back(deliveries, delay)
+        if not self._counted:
+            self._failed = deliveries[-1].attempt or 1
         return self._settle(self._on_reject, deliveries)
+
+    def _send_back(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
+        claim, ours, refused = self._take_out(deliveries)
+        if not ours:
+            return refused
+        with self._back:
+            self._returning += 1
+
+        def done(outcomes: Sequence[SendOutcome]) -> None:
+            pairs = list(zip(ours, outcomes, strict=True))
+            stored = [each.handle for each, outcome in pairs if outcome.error is None]
+            failures = [outcome.error for _, outcome in pairs if outcome.error is not None]
+            with contextlib.suppress(ConnectionLostError):  # it gave everything back
+                self._connection.run(lambda: None if claim.ended else self._on_ack(stored))
+                if failures:
+                    self._connection.run(lambda: self._on_not_sent_back(claim, failures[0]))
+            with self._back:
+                self._returning -= 1
+                self._back.notify_all()
+
+        try:
+            with self._sending:
+                self._sender = self._sender or self._make_sender()
+                self._sender.send([Again(each, delay) for each in ours], done)
+        except AnymqError as error:
+            done([SendOutcome(Status.FAILED, error)] * len(ours))
+        return refused
+
+    def _on_not_sent_back(self, claim: Claim, why: AnymqError) -> None:
+        """What could not be sent back is still with this channel, and comes again with its end."""
+        if claim.ended:
+            return
+        error = ConnectionLostError(f"{claim.name}: a failed message was not sent back: {why}")
+        error.__cause__ = why
+        self._on_end(error)
+        self._channel.close()
+
+    def _all_back(self, timeout: float) -> bool:
+        with self._back:
+            return self._back.wait_for(lambda: not self._returning, timeout)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """Ordered and stopped: nothing, since closing the channel gives back in order, and what
@@ -206,25 +311,33 @@ class RabbitReceiver(Receiver):
         if not (self._lane and self._stopped):
             self._settle(self._on_release, deliveries)
 
-    def _settle(self, how: Settle, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
-        """Hand over what is still ours; the rest is refused here, since RabbitMQ closes a channel
-        that settles a tag twice."""
-        tags: list[int] = []
+    def _take_out(
+        self, deliveries: Sequence[Delivery]
+    ) -> tuple[Claim, list[Delivery], list[Refusal]]:
+        """What is still ours, from now on nobody else's to settle; the rest is refused here, since
+        RabbitMQ closes a channel that settles a tag twice."""
+        ours: list[Delivery] = []
         refused: list[Refusal] = []
-        claim, take = self._claim, self._unsettled.pop
+        take = self._unsettled.pop  # before the claim: _begin() replaces them the other way round
+        claim = self._claim
         for delivery in deliveries:
             if delivery.claim is claim and take(delivery.handle, False):
-                tags.append(delivery.handle)
+                ours.append(delivery)
             else:
                 refused.append((delivery, self._lost(delivery)))
-        if tags:
+        return claim, ours, refused
+
+    def _settle(self, how: Settle, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+        """Hand over what is still ours."""
+        claim, ours, refused = self._take_out(deliveries)
+        if ours:
+            tags = [delivery.handle for delivery in ours]
             try:
-                self._connection.run(lambda: how(tags))
+                self._connection.run(lambda: None if claim.ended else how(tags))
             except ConnectionLostError as error:
-                ours = set(tags)
                 lost = LeaseLostError(f"{claim.name}: {error}")
                 lost.__cause__ = error
-                refused += [(each, lost) for each in deliveries if each.handle in ours]
+                refused += [(each, lost) for each in ours]
         return refused
 
     def _lost(self, delivery: Delivery) -> LeaseLostError:
@@ -242,9 +355,12 @@ class RabbitReceiver(Receiver):
         to the queue holds. The rest waits in the channel, and would be lost with it (seen on
         4.3.6: of 50 acks out of order, 17 were undone by a cut right after basic.qos-ok)."""
         answer: Future[Any] = Future()
+        until = time.monotonic() + timeout
         try:
+            if not self._all_back(timeout):
+                raise TimeoutError
             self._connection.run(lambda: self._on_confirm(answer))
-            answer.result(timeout)
+            answer.result(max(0.0, until - time.monotonic()))
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"{self._claim.name}: no answer within {timeout:g} s"
@@ -302,18 +418,21 @@ class RabbitReceiver(Receiver):
             self._begin_proof()
 
     def _on_ack(self, tags: Sequence[int]) -> None:
-        if self._claim.ended:
-            return
         if self._lane and self._stopped and len(self._order) == len(tags):
             # The last one: cancel first, so that nothing follows it here, and ack in the same
             # turn. The other way round, the next consumer could start behind what follows.
             self._cancel_now()
+        self._send(self._channel.basic_ack, tags)
+
+    def _send(self, command: Callable[..., Any], tags: Iterable[int]) -> None:
+        """Those with nothing open before them in one command: what a channel has to keep back is
+        lost when it closes, and then the close counts them as failed attempts."""
         left = set(tags)
         last = self._settled(left)
         if last:
-            self._channel.basic_ack(last, multiple=True)
+            command(last, multiple=True)
         for tag in sorted(left):
-            self._channel.basic_ack(tag)
+            command(tag)
         self._early |= left
         self._commands += len(left) + bool(last)
 
@@ -336,8 +455,6 @@ class RabbitReceiver(Receiver):
     def _on_reject(self, tags: Sequence[int]) -> None:
         """basic.reject is what counts as a failed attempt on every version; basic.nack does not
         from 4.3 on."""
-        if self._claim.ended:
-            return
         back = sorted(tags)  # a quorum queue puts them in front in the order in which they come
         for tag in back:
             self._channel.basic_reject(tag, requeue=True)
@@ -346,19 +463,12 @@ class RabbitReceiver(Receiver):
         self._early |= left
         self._commands += len(back)
 
+    def _on_expired(self, tags: Iterable[int]) -> None:
+        """To the dead letters, where there are any."""
+        self._send(partial(self._channel.basic_nack, requeue=False), tags)
+
     def _on_release(self, tags: Iterable[int]) -> None:
-        """Those with nothing open before them in one command: what a channel has to keep back is
-        lost when it closes, and then the close counts them as failed attempts."""
-        if self._claim.ended:
-            return
-        left = set(tags)
-        last = self._settled(left)
-        if last:
-            self._channel.basic_nack(last, multiple=True, requeue=True)
-        for tag in sorted(left):
-            self._channel.basic_nack(tag, requeue=True)
-        self._early |= left
-        self._commands += len(left) + bool(last)
+        self._send(partial(self._channel.basic_nack, requeue=True), tags)
 
     def _cancel_now(self) -> None:
         if not self._cancelled:
@@ -373,11 +483,14 @@ class RabbitReceiver(Receiver):
             self._ready.notify_all()
 
     def close(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        if self._sender is not None and not self._connection.forked:
+            self._sender.close(timeout)
         self._closing = True
         if not self._claim.ended and not self._connection.forked:
             try:
                 self._connection.run(self._on_close)
-                self._finished.wait(timeout)
+                self._finished.wait(max(0.0, until - time.monotonic()))
             except ConnectionLostError:
                 pass  # it went first, and gave everything back
         if not self._claim.ended:
@@ -386,7 +499,10 @@ class RabbitReceiver(Receiver):
     def _on_close(self) -> None:
         if self._claim.ended:
             self._finished.set()
-        elif self._lane:
+        elif self._channel is None:
+            self._end_claim(self._closed())
+            self._finished.set()
+        elif self._lane or not self._consumer_tag:
             self._close_channel()
         else:
             private.cancel(self._channel, self._consumer_tag, self._on_cancelled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -53,7 +53,14 @@ class RabbitSender(Sender):
 
     batch = 500  # two are on the way: with 100 unconfirmed the rate is 0.4 of that with 1000
 
-    def __init__(self, connection: Connection, route: Route, body_limit: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        route: Route,
+        body_limit: int,
+        delayed: Callable[[float], str] | None = None,
+    ) -> None:
+        """`delayed` gives the queue in which a message waits for so long."""
         self._connection, self._route = connection, route
         self._next_tag = 1
         self._flying: set[str | None] = set()  # ids; each operation on it is atomic
@@ -75,6 +82,7 @@ class RabbitSender(Sender):
             route.key,
             body_limit,
             private.frame_payload(connection.native),
+            delayed,
         )
 
     # any thread
@@ -131,10 +139,9 @@ class RabbitSender(Sender):
     def close(self, timeout: float) -> None:
         if self._connection.forked:
             return
-        self._closing = True
         finished = threading.Event()
         try:
-            self._connection.run(self._on_progress)
+            self._connection.run(self._on_closing)
             self._drained.wait(timeout)
             self._connection.run(lambda: self._on_close(finished, timeout))
         except AnymqError:
@@ -227,6 +234,12 @@ class RabbitSender(Sender):
     def _finish(self, entry: Batch) -> None:
         self._flying -= entry.ids
         entry.done(entry.outcomes)
+
+    def _on_closing(self) -> None:
+        """From here on nothing more is handed over: what waits for its confirm is all there is.
+        Said on this thread, for a confirm may come while later batches wait to be written."""
+        self._closing = True
+        self._on_progress()
 
     def _on_progress(self) -> None:
         if self._closing and not self._waiting:

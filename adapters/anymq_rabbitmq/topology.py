@@ -9,15 +9,12 @@ from anymq.spi import (
     DEAD,
     ConfigError,
     Mode,
-    PlannedError,
     Subscription,
     Topic,
 )
+from anymq_rabbitmq import staging
+from anymq_rabbitmq.capabilities import CLASSIC_LEVELS, UNLIMITED
 from anymq_rabbitmq.connection import Connection
-
-UNLIMITED = 1_000_000
-"""x-delivery-limit of queues whose messages must never be thrown away: without one it is 20 from
-4.0 on, and -1 means three things on three versions (4.3.6, 4.0.5, 3.10.8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +25,17 @@ class Route:
     key: str
 
     @classmethod
-    def of(cls, topic: Topic) -> Route:
-        """The address is "exchange/routing key", "exchange", or "/queue". Raises ConfigError."""
-        if topic.address is None:
-            return cls(topic.name, "")
-        exchange, _, key = topic.address.partition("/")
-        check_name(topic.address, exchange, key)
+    def of(cls, to: Topic | Subscription) -> Route:
+        """A topic's address is "exchange/routing key", "exchange", or "/queue"; the default
+        exchange leads to the queue of a subscription. Raises ConfigError."""
+        if isinstance(to, Subscription):
+            return cls("", queue_of(to))
+        if to.address is None:
+            return cls(to.name, "")
+        exchange, _, key = to.address.partition("/")
+        check_name(to.address, exchange, key)
         if not exchange and not key:
-            raise ConfigError(f"address {topic.address!r}: write exchange/routing key, or /queue")
+            raise ConfigError(f"address {to.address!r}: write exchange/routing key, or /queue")
         return cls(exchange, key)
 
     def look_up(self, connection: Connection) -> None:
@@ -67,38 +67,37 @@ def check_name(address: str, *names: str) -> None:
             )
 
 
-def check_options(subscription: Subscription) -> None:
-    """Raises PlannedError for what would otherwise be ignored in silence."""
-    if subscription.lease is not None:
-        raise PlannedError(
-            f"{subscription}: lease= is not built yet for RabbitMQ, whose queues give a delivery"
-            " to somebody else after 30 minutes, or when the connection is gone"
-        )
-
-
-def arguments(subscription: Subscription) -> dict[str, Any]:
-    """Every queue says all of it, whole numbers as int: RabbitMQ ignores a limit given as text.
-
-    At-least-once dead-lettering keeps a letter in its queue until the target has stored it, where
-    the default throws it away if the target is missing or full. It is in force only together with
-    reject-publish, which matters only to a queue that a policy gives a length limit: then senders
-    are refused instead of old messages dropped. (Seen on 4.3.6 and 4.0.5.)
-    """
-    found: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
+def arguments(subscription: Subscription, kind: str) -> dict[str, Any]:
+    """Every queue says all of it, whole numbers as int: RabbitMQ ignores a limit given as text."""
+    found: dict[str, Any] = {"x-queue-type": kind}
     if subscription.ordered:
         found["x-single-active-consumer"] = True
+    elif kind == "classic":  # ordered, it ignores priorities, which would change the order
+        found["x-max-priority"] = CLASSIC_LEVELS - 1
+    if subscription.lease is not None:
+        found["x-consumer-timeout"] = int(subscription.lease * 1000)
     target = subscription.dead_topic
-    if target is None:
-        return found
-    route = Route.of(target)
-    found["x-dead-letter-exchange"] = route.exchange
-    found["x-dead-letter-routing-key"] = route.key
-    if target.address is None:
-        found["x-dead-letter-routing-key"] = epitaph(subscription)
-    found["x-dead-letter-strategy"] = "at-least-once"
-    found["x-overflow"] = "reject-publish"
-    if subscription.name != DEAD and subscription.backstop is not None:
-        found["x-delivery-limit"] = subscription.backstop - 1  # limit N gives N + 1 deliveries
+    if target is not None:
+        route = Route.of(target)
+        found["x-dead-letter-exchange"] = route.exchange
+        found["x-dead-letter-routing-key"] = route.key
+        if target.address is None:
+            found["x-dead-letter-routing-key"] = epitaph(subscription)
+    return found | (_quorum(subscription) if kind == "quorum" else {})
+
+
+def _quorum(subscription: Subscription) -> dict[str, Any]:
+    """At-least-once dead-lettering keeps a letter in its queue until the target has stored it,
+    where the default throws it away if the target is missing or full. It is in force only together
+    with reject-publish, which matters only to a queue that a policy gives a length limit: then
+    senders are refused instead of old messages dropped. (Seen on 4.3.6 and 4.0.5.)
+    """
+    found: dict[str, Any] = {"x-delivery-limit": UNLIMITED}
+    if subscription.dead_topic is not None:
+        found["x-dead-letter-strategy"] = "at-least-once"
+        found["x-overflow"] = "reject-publish"
+        if subscription.name != DEAD and subscription.backstop is not None:
+            found["x-delivery-limit"] = subscription.backstop - 1  # limit N gives N + 1 deliveries
     return found
 
 
@@ -113,13 +112,15 @@ def epitaph(subscription: Subscription) -> str:
     return f"{origin} {subscription.backstop}"
 
 
-def provision(connection: Connection, what: Topic | Subscription, mode: Mode) -> None:
-    """Make it, or prove that it is there as it would be made. Addresses are only looked up."""
+def provision(
+    connection: Connection, what: Topic | Subscription, mode: Mode, kind: str = "quorum"
+) -> None:
+    """Make it, or prove that it is there as it would be made. Addresses are only looked up.
+    `kind`: of the queues."""
     if isinstance(what, Topic):
         _provision_topic(connection, what, mode)
     else:
-        check_options(what)
-        _provision_queue(connection, what, mode)
+        _provision_queue(connection, what, mode, kind)
 
 
 def _provision_topic(connection: Connection, topic: Topic, mode: Mode) -> None:
@@ -136,25 +137,29 @@ def _provision_topic(connection: Connection, topic: Topic, mode: Mode) -> None:
         )
 
 
-def _provision_queue(connection: Connection, subscription: Subscription, mode: Mode) -> None:
+def _provision_queue(
+    connection: Connection, subscription: Subscription, mode: Mode, kind: str
+) -> None:
     queue = queue_of(subscription)
     if subscription.address is not None or mode is Mode.VALIDATE:
         look_up(connection, queue)
     if subscription.address is not None:
         return
     route = Route.of(subscription.topic)
+    check_name(str(subscription.topic), subscription.binding or "")
     if not route.exchange:
         raise ConfigError(
             f"{subscription}: only the queue {route.key!r} itself can receive from"
             f" {subscription.topic}: give the subscription address={route.key!r}"
         )
-    what, wanted = f"queue {queue!r}", arguments(subscription)
+    wanted = arguments(subscription, kind)
+    described = ", ".join(f"{name}={value}" for name, value in wanted.items())
+    what = f"queue {queue!r} ({described})"  # the server names only the first that differs
     connection.ask("queue_declare", what, queue=queue, durable=True, arguments=wanted)
     if mode is Mode.CREATE:
-        bound = f"{what} at {route}"
-        connection.ask(
-            "queue_bind", bound, queue=queue, exchange=route.exchange, routing_key=route.key
-        )
+        bound = f"queue {queue!r} at {route}"
+        key = route.key if subscription.binding is None else subscription.binding
+        connection.ask("queue_bind", bound, queue=queue, exchange=route.exchange, routing_key=key)
 
 
 def look_up(connection: Connection, queue: str) -> Any:
@@ -167,11 +172,11 @@ def purge(connection: Connection, queue: str) -> None:
 
 
 def remove(connection: Connection, what: Topic | Subscription) -> None:
-    """With all messages. Raises ConfigError for an address, which belongs to somebody else."""
-    if what.address is not None:
-        raise ConfigError(f"{what.address!r} is an address, and anymq removes only what it made")
+    """With all messages."""
     if isinstance(what, Topic):
         connection.ask("exchange_delete", f"exchange {what.name!r}", exchange=what.name)
+        staging.remove(connection, what.name)
     else:
         queue = queue_of(what)
         connection.ask("queue_delete", f"queue {queue!r}", queue=queue)
+        staging.remove(connection, queue)

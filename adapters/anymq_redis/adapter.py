@@ -55,8 +55,12 @@ class RedisAdapter(Adapter):
                 _refuse_what_is_absent(one)
         self.check()
 
-    def sender(self, topic: Topic) -> Sender:
-        return RedisSender(self._server, _channel(topic), self._options["envelope"])
+    def sender(self, to: Topic | Subscription) -> Sender:
+        if isinstance(to, Subscription):
+            raise UnsupportedError(
+                f"{to}: Redis pub/sub has no queue of one subscription: a channel reaches all"
+            )
+        return RedisSender(self._server, _channel(to), self._options["envelope"])
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]

@@ -22,7 +22,7 @@ from anymq.spi import (
     Refusal,
 )
 from anymq_redis.envelope import decode
-from anymq_redis.server import Server, interrupt, socket_of
+from anymq_redis.server import Server, interrupt, shrink, socket_of
 
 GRACE = 1.0  # seconds that an interrupted receive() has to return
 
@@ -132,6 +132,7 @@ class RedisReceiver(Receiver):
         if heard:
             self._heard = time.monotonic()
             self._pinged = None
+            shrink(connection)
 
     def _watch(self) -> None:
         """Ask a silent server whether it is there: TCP tells a reader nothing about a peer that

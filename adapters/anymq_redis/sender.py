@@ -151,7 +151,7 @@ def _payload(message: Message, envelope: str) -> bytes:
     payload = encode(message, envelope)
     if len(payload) > MAX_PAYLOAD:
         raise TooLargeError(
-            f"message {message.id}: {len(payload)} bytes with its envelope; Redis takes"
-            f" {MAX_PAYLOAD} (proto-max-bulk-len)"
+            f"message {message.id}: {len(payload)} bytes with its envelope; with more than"
+            f" {MAX_PAYLOAD} Redis may cut off subscribers (client-output-buffer-limit pubsub)"
         )
     return payload

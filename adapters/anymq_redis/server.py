@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import ssl
@@ -25,6 +26,7 @@ from anymq.spi import (
 )
 
 DEFAULT_PORT = 6379
+READ_AT_MOST = 1 << 20  # bytes that were read and are still in memory
 
 
 class Server:
@@ -138,6 +140,19 @@ def socket_of(connection: Any) -> socket.socket:
     """
     found: socket.socket = connection._sock
     return found
+
+
+def shrink(connection: Any) -> None:
+    """Forget what was read. redis-py's own parser does so only once nothing is left to read, so
+    that the buffer of a reader that lags behind grows with all it ever got (seen on 8.1.0). It has
+    no public way; hiredis, where that is installed, has no such buffer. Between two answers."""
+    buffer = getattr(getattr(connection._parser, "_buffer", None), "_buffer", None)
+    if isinstance(buffer, io.BytesIO) and buffer.tell() > READ_AT_MOST:
+        rest = buffer.read()
+        buffer.seek(0)
+        buffer.truncate()
+        buffer.write(rest)
+        buffer.seek(0)
 
 
 def _database(url: Url) -> int:

@@ -22,6 +22,7 @@ from anymq.consumer import Consumer
 from anymq.errors import AnymqError
 from anymq.message import Delivery, Message, SendOutcome, Status
 from anymq.producer import Producer, SendReport
+from anymq.redrive import RedriveReport
 from anymq.spi import Depth, Mode
 from anymq.topics import Subscription, Topic
 
@@ -39,6 +40,7 @@ __all__ = [
     "Message",
     "Mode",
     "Producer",
+    "RedriveReport",
     "Scope",
     "SendOutcome",
     "SendReport",

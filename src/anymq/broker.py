@@ -24,6 +24,7 @@ from anymq.errors import (
     UnsupportedError,
 )
 from anymq.producer import Producer
+from anymq.redrive import PREFETCH, OnProgress, RedriveReport, redrive, with_letters
 from anymq.settling import OnRefused
 from anymq.spi import Adapter, Backend, Depth, Mode, Subscription, Topic
 from anymq.url import Url, did_you_mean, read_options
@@ -110,7 +111,7 @@ class Broker(Closing):
         self._usable()
         mode = _mode(mode)
         items = list(dict.fromkeys(part for item in what for part in _parts(item)))
-        for item in items:
+        for item in (*what, *items):
             self.check_use(item)
         if mode is not Mode.ASSUME:
             self._adapter.provision(items, mode)
@@ -119,6 +120,9 @@ class Broker(Closing):
         """Remove them with all their messages. What does not exist is no error; an address is
         ConfigError, for anymq did not make it."""
         self._usable()
+        for item in what:
+            if item.address is not None:
+                raise ConfigError(f"{item} is an address: anymq removes only what it made")
         for item in what:
             self._adapter.remove(item)
 
@@ -189,7 +193,8 @@ class Broker(Closing):
         not_retryable        exceptions that send a delivery to the dead letters at once, beside
                              DecodeError
 
-        Raises NotFoundError, UnsupportedError for an option that the broker cannot keep."""
+        Raises NotFoundError, also where its dead letters have nowhere to go, and UnsupportedError
+        for an option that the broker cannot keep."""
         self._usable()
         for name, value in (
             ("prefetch", prefetch),
@@ -202,6 +207,8 @@ class Broker(Closing):
         self.check_use(subscription)
         target = subscription.dead_topic
         letters = self.producer(target) if target else None
+        if target and target.address is None:
+            self._find_dead_letters(subscription)
         consumer = Consumer(
             self._adapter,
             subscription,
@@ -216,6 +223,53 @@ class Broker(Closing):
         )
         self._keep(consumer)
         return consumer
+
+    def _find_dead_letters(self, subscription: Subscription) -> None:
+        """A letter that nobody would get must be found before there is one. Where the broker does
+        not tell, the first letter does."""
+        found = subscription.dead_letters
+        if self.capabilities(found).has(Guarantee.DEPTH):
+            self._adapter.depth(found)
+
+    def redrive(
+        self,
+        subscription: Subscription | str,
+        *,
+        limit: int | None = None,
+        timeout: float = 3.0,
+        on_progress: OnProgress | None = None,
+    ) -> RedriveReport:
+        """Move the dead letters of a subscription back into its own queue, where they are handled
+        anew from attempt 1: same id, body, key and headers, in their order.
+
+        limit        letters to move at most. None: all that died before it began.
+        timeout      seconds without a letter after which there are no more
+        on_progress  called on this thread with the report so far, after each batch
+
+        A crash between leaves both, letter and message; never neither. What fails again while it
+        runs is left, by the clocks of those who parked it.
+
+        Raises NotFoundError, UnsupportedError where there are no dead letters, and what a send
+        raises; letters whose message is not certainly stored are kept."""
+        self._usable()
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit={limit}: it must be 1 or more")
+        subscription = with_letters(_subscription(subscription))
+        self.check_use(subscription)
+        source, topic = subscription.dead_letters, subscription.topic
+        sender = self._adapter.sender(subscription)
+        with (
+            Producer(sender, topic, self.capabilities(topic)) as back,
+            self.consumer(source, prefetch=PREFETCH) as letters,
+        ):
+            return redrive(
+                letters,
+                back,
+                subscription,
+                limit=limit,
+                timeout=timeout,
+                on_progress=on_progress,
+            )
 
     # ending
 
@@ -276,6 +330,8 @@ def _parts(item: Topic | Subscription) -> Iterable[Topic | Subscription]:
             if item.dead_topic.address is None:
                 yield item.dead_letters
         yield item.topic
+        if item.ephemeral:
+            return  # it exists only with its consumer
     yield item
 
 
@@ -305,9 +361,11 @@ def _who_has(guarantee: Guarantee, at: Topic | Subscription) -> Sequence[str]:
 def _check_options(capabilities: Capabilities, at: Subscription) -> None:
     asked = (
         (at.ordered, Guarantee.ORDER_PER_KEY, "ordered=True"),
+        (at.binding is not None, Guarantee.PATTERN, f"binding={at.binding!r}"),
         (at.lease is not None, Guarantee.LEASE_EXPIRY, f"lease={at.lease}"),
         (at.dead_letter is not False, Guarantee.DEAD_LETTER, "dead_letter"),
         (at.broker_limit is not None, Guarantee.MAX_ATTEMPTS_CRASH, "broker_limit"),
+        (at.ephemeral, Guarantee.EPHEMERAL, "ephemeral=True"),
     )
     for used, guarantee, option in asked:
         if used and not capabilities.has(guarantee):

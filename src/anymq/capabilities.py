@@ -105,7 +105,8 @@ class Limits:
     """Numbers that belong to the guarantees. None: no limit known. Bytes and seconds."""
 
     body: int | None = None
-    headers: int | None = None  # of all header names and values together
+    headers: int | None = None  # of header names and values, key and types; a letter adds 2,600
+    reserved: frozenset[str] = frozenset()  # header names with a meaning of the broker's own
     delay: float = 0.0  # the longest send(delay=)
     nack_delay: float = 0.0  # the longest delay that the adapter's own nack takes; 0: only now
     lease: tuple[float, float] | None = None  # range that Subscription.lease accepts

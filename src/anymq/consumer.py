@@ -7,9 +7,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.attempts import Attempts
+from anymq.capabilities import Capabilities, Guarantee
 from anymq.closing import Closing
 from anymq.dead_letter import letter
 from anymq.errors import (
@@ -18,13 +19,12 @@ from anymq.errors import (
     ConfigError,
     DecodeError,
     LeaseLostError,
-    UnsupportedError,
 )
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
-from anymq.retry import Held, Retries
+from anymq.retry import Held, Retries, check_nack
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Subscription
 
@@ -78,8 +78,11 @@ class Consumer(Closing):
         self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
         self._retries = Retries()
         self._kept = self._retries.waiting
+        self._expired = 0
+        self._attempts = Attempts(subscription.max_attempts)
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
+        self._expiring = False  # something that expires has come: look at the clock from now on
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
         self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
@@ -100,6 +103,11 @@ class Consumer(Closing):
     def refused(self) -> int:
         """Settlements that came too late, so far."""
         return self._settling.refused
+
+    @property
+    def expired(self) -> int:
+        """Deliveries whose message expired before their turn, so far: acked, never handed out."""
+        return self._expired
 
     # handing out
 
@@ -147,29 +155,54 @@ class Consumer(Closing):
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
+        while taken := self._next(limit):
+            fresh = self._unexpired(taken) if self._expiring else taken
+            if fresh:
+                return fresh
+        return []
+
+    def _unexpired(self, taken: list[Delivery]) -> list[Delivery]:
+        """With the lock held: drop what expired while it waited, at the broker or here."""
+        now = time.time()
+        late = [d for d in taken if d.message.expires is not None and d.message.expires <= now]
+        for delivery in late:
+            del self._held[delivery]
+            delivery.state = SETTLED
+            if self._lanes is not None:
+                self._lanes.settled(delivery)
+            self._acks.append(delivery)
+        if late:
+            self._expired += len(late)
+            self._upkeep_wake.set()
+        return [d for d in taken if d.state != SETTLED]
+
+    def _next(self, limit: int) -> list[Delivery]:
+        """With the lock held: the next that lanes and limits let pass."""
         if self._blocked or not (self._buffer or self._kept):
             return []
         if self._max_in_flight is not None:
             limit = min(limit, self._max_in_flight - len(self._held))
-        taken = self._retries.take(limit) if self._kept else []
+        due = self._retries.due() if self._kept else ()
         if self._max_bytes is not None:
-            limit = self._fitting(limit)
-        if self._lanes is not None:
-            taken += self._lanes.take(self._buffer, limit - len(taken))
+            limit = self._fitting(due or self._buffer, limit)
+        if due:
+            taken = self._retries.take(min(limit, len(due)))
+        elif self._lanes is not None:
+            taken = self._lanes.take(self._buffer, limit)
         else:
             pop = self._buffer.popleft
-            taken += [pop() for _ in range(min(limit - len(taken), len(self._buffer)))]
+            taken = [pop() for _ in range(min(limit, len(self._buffer)))]
         me = threading.get_ident()
         for delivery in taken:
             delivery.owner = self
             self._held[delivery] = me
         return taken
 
-    def _fitting(self, limit: int) -> int:
-        """How many of the first waiting deliveries fit the limit in bytes; one always does."""
+    def _fitting(self, waiting: Iterable[Delivery], limit: int) -> int:
+        """How many of the first of them fit the limit in bytes; one always does."""
         assert self._max_bytes is not None
         size, count = sum(len(d.message.body) for d in self._held), 0
-        for delivery in itertools.islice(self._buffer, limit):
+        for delivery in itertools.islice(waiting, limit):
             size += len(delivery.message.body)
             if size > self._max_bytes and (count or self._held):
                 break
@@ -209,6 +242,8 @@ class Consumer(Closing):
             if self._lanes is not None:
                 fetched, back = self._lanes.admit(fetched)
             self._buffer.extend(fetched)
+            if not self._expiring and any(d.message.expires is not None for d in fetched):
+                self._expiring, self._plain = True, False
             if self._leased and self._leases.due == NEVER and fetched:
                 self._leases.begin(fetched[0].deadline or time.monotonic())
                 self._upkeep_wake.set()
@@ -248,7 +283,8 @@ class Consumer(Closing):
                 self._forget_retry(retry)
             for delivery in [d for d in list(self._held) if d.claim is claim]:
                 self._lose(delivery)
-            self._failure = self._failure or claim.ended
+            if not isinstance(claim.ended, LeaseLostError):  # else others follow
+                self._failure = self._failure or claim.ended
             self._changed.notify_all()
 
     def _lose(self, delivery: Delivery) -> bool:
@@ -289,9 +325,8 @@ class Consumer(Closing):
         self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
     ) -> None:
         """See Delivery.nack()."""
-        self._check_nack(delay)
-        attempts = self.subscription.max_attempts
-        if attempts is not None and (delivery.attempt or 1) >= attempts:
+        check_nack(self.capabilities, delay, self._max_hold)
+        if self._attempts.used_up(delivery):
             self._park(delivery, "max_attempts", error)
         elif delay > self.capabilities.limits.nack_delay or type(delivery) is Held:
             self._hold(delivery, delay)
@@ -381,21 +416,6 @@ class Consumer(Closing):
             self._lanes.settled(delivery)
         return True
 
-    def _check_nack(self, delay: float) -> None:
-        if not self.capabilities.has(Guarantee.NACK):
-            fact = self.capabilities.fact(Guarantee.NACK)
-            raise UnsupportedError(f"nack on {self.capabilities.about}: {fact.reason}")
-        if not delay:
-            return
-        fact = self.capabilities.fact(Guarantee.NACK_DELAY)
-        longest = self.capabilities.limits.nack_delay
-        if fact.level is Level.EMULATED:
-            longest = max(longest, min(self._max_hold, self.capabilities.limits.hold or 1e9))
-        if not 0 < delay <= longest:
-            raise UnsupportedError(
-                f"nack(delay={delay}) on {self.capabilities.about}: 0 to {longest:g} s"
-            )
-
     def _hold(self, delivery: Delivery, delay: float) -> None:
         """Keep it until it is due, then hand it out again; its lane waits. What was once kept is
         kept at each nack, for the broker does not know of the attempts that failed here."""
@@ -449,8 +469,9 @@ class Consumer(Closing):
             self._parked(delivery, outcome.error)
             parked.set()
 
+        limits = letters.capabilities.limits
         try:
-            letters.forward(letter(delivery, self.subscription, reason, error), done)
+            letters.forward(letter(delivery, self.subscription, reason, error, limits), done)
         except AnymqError as failure:
             self._parked(delivery, failure)
             raise

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from anymq.errors import AnymqError, DecodeError, InvalidMessageError
 
 NO_HEADERS: Mapping[str, str] = {}
+LAST_TIME = 253_402_300_800.0  # Unix time at the end of the year 9999
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class Message:
     correlation_id: str | None = None
     reply_to: str | None = None
     delay: float = 0.0  # seconds that the broker keeps it back
-    expires: float | None = None  # Unix time from which it is not delivered any more
+    expires: float | None = None  # Unix time from which it is not handed out any more
     priority: int | None = None  # higher first
 
     def json(self) -> Any:
@@ -204,6 +205,9 @@ def check_message(message: Message) -> bool:
             f"the body is {type(message.body).__name__}, not bytes: encode it yourself,"
             " e.g. text.encode() or bytes(buffer), or use send_json()"
         )
+    stamp = message.timestamp
+    if stamp is not None:
+        _check_time("timestamp", stamp)
     key = message.key
     if key is not None and not (type(key) is str and key.isascii()):
         check_text("the key", key)
@@ -256,11 +260,18 @@ def _check_rare(message: Message) -> None:
         value = getattr(message, what)
         if value is not None:
             check_text(what, value)
-    for what in ("delay", "expires"):
-        value = getattr(message, what)
-        if value is None:
-            continue
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise InvalidMessageError(f"{what} is a number of seconds, 0 or more, not {value!r}")
+    delay = message.delay
+    if not isinstance(delay, (int, float)) or not math.isfinite(delay) or delay < 0:
+        raise InvalidMessageError(f"delay is a number of seconds, 0 or more, not {delay!r}")
+    if message.expires is not None:
+        _check_time("expires", message.expires)
     if message.priority is not None and type(message.priority) is not int:
         raise InvalidMessageError(f"priority is a whole number, not {message.priority!r}")
+
+
+def _check_time(what: str, value: object) -> None:
+    """Brokers keep times as whole milliseconds, each in its own width."""
+    if not isinstance(value, (int, float)) or not 0 <= value < LAST_TIME:
+        raise InvalidMessageError(
+            f"{what} is Unix time, a number of seconds from 0 to the year 9999, not {value!r}"
+        )

@@ -383,6 +383,11 @@ class Producer(Closing):
                 f"delay={message.delay:g} s: {self.capabilities.about} takes"
                 f" {self.capabilities.limits.delay:g} s at most"
             )
+        levels = self.capabilities.limits.priorities
+        if message.priority is not None and not 0 <= message.priority < levels:
+            raise UnsupportedError(
+                f"priority={message.priority}: {self.capabilities.about} takes 0 to {levels - 1}"
+            )
 
     # closing
 

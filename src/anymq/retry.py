@@ -1,6 +1,5 @@
-"""Deliveries that wait in the consumer for their next attempt, where the broker takes no delay.
-
-Called with the consumer's lock held.
+"""Retries: which delays a nack may ask for, and deliveries that wait in the consumer for their
+next attempt where the broker takes no delay.
 """
 
 from __future__ import annotations
@@ -10,7 +9,23 @@ import itertools
 import time
 from collections.abc import Iterator
 
+from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.errors import UnsupportedError
 from anymq.message import Delivery
+
+
+def check_nack(capabilities: Capabilities, delay: float, max_hold: float) -> None:
+    """Raise UnsupportedError where nothing can be nacked, or not with this delay."""
+    if not capabilities.has(Guarantee.NACK):
+        fact = capabilities.fact(Guarantee.NACK)
+        raise UnsupportedError(f"nack on {capabilities.about}: {fact.reason}")
+    if not delay:
+        return
+    longest = capabilities.limits.nack_delay
+    if capabilities.level(Guarantee.NACK_DELAY) is Level.EMULATED:
+        longest = max(longest, min(max_hold, capabilities.limits.hold or 1e9))
+    if not 0 < delay <= longest:
+        raise UnsupportedError(f"nack(delay={delay}) on {capabilities.about}: 0 to {longest:g} s")
 
 
 class Held(Delivery):
@@ -21,7 +36,8 @@ class Held(Delivery):
 
 
 class Retries:
-    """What was nacked with a delay and is kept here, unsettled, until it is due."""
+    """What was nacked with a delay and is kept here, unsettled, until it is due. Called with the
+    consumer's lock held."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[float, int, Held]] = []  # a heap, by time.monotonic(); one object
@@ -46,12 +62,14 @@ class Retries:
             held.number = delivery.number
         heapq.heappush(self.waiting, (time.monotonic() + delay, next(self._numbers), held))
 
-    def take(self, limit: int) -> list[Delivery]:
-        """Remove and return what is due."""
-        taken: list[Delivery] = []
-        while self.waiting and len(taken) < limit and self.wait() <= 0:
-            taken.append(heapq.heappop(self.waiting)[2])
-        return taken
+    def due(self) -> list[Held]:
+        """Those whose time has come, in the order of take()."""
+        now = time.monotonic()
+        return [held for _, _, held in sorted(entry for entry in self.waiting if entry[0] <= now)]
+
+    def take(self, count: int) -> list[Delivery]:
+        """Remove and return the first ones of due()."""
+        return [heapq.heappop(self.waiting)[2] for _ in range(count)]
 
     def wait(self) -> float:
         """Seconds until the first is due."""

@@ -4,7 +4,7 @@ An adapter package exports one BACKEND, two functions and three classes behind i
 
     declare(options, at, server=None) -> Capabilities   pure: no connection, no client library
     connect(url, options)             -> Adapter        one session with one broker
-    Adapter.sender(topic)             -> Sender         takes batches, answers per message
+    Adapter.sender(to)                -> Sender         takes batches, answers per message
     Adapter.receiver(sub, ...)        -> Receiver       hands out deliveries, settles them
 
 Sessions are disposable. An adapter never reconnects, retries or backs off. When its connection is
@@ -125,7 +125,7 @@ class Depth:
 
 
 class Sender(ABC):
-    """Sends to one topic."""
+    """Sends to one topic, or into the queue of one subscription."""
 
     batch: int = 500
     """Messages that one call of send() takes best."""
@@ -222,17 +222,22 @@ class Adapter(ABC):
         both; it never calls this with Mode.ASSUME."""
 
     @abstractmethod
-    def sender(self, topic: Topic) -> Sender:
-        """Raises NotFoundError where the broker can tell that the topic is missing."""
+    def sender(self, to: Topic | Subscription) -> Sender:
+        """To a subscription: into its own queue alone, no copy for the others of its topic. That
+        is how dead letters go back; UnsupportedError where there are none.
+
+        Raises NotFoundError where the broker can tell that it is missing."""
 
     @abstractmethod
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> Receiver:
-        """Returns when messages sent from now on will reach it. Raises NotFoundError.
+        """Returns when messages sent from now on will reach it. Raises NotFoundError. An ephemeral
+        subscription is made here, for this receiver alone, and goes with it.
 
         on_end(claim) tells, once and from any thread, that the claim has ended: nothing can be
-        done with its deliveries any more. Not called by close()."""
+        done with its deliveries any more. Where it ended with LeaseLostError, the receiver goes on
+        with another claim; else it is over. Not called by close()."""
 
     def depth(self, subscription: Subscription) -> Depth:
         raise UnsupportedError("this broker does not tell how many messages wait")
@@ -242,7 +247,8 @@ class Adapter(ABC):
         raise UnsupportedError("this broker has nothing to purge")
 
     def remove(self, what: Topic | Subscription) -> None:
-        """Remove it with all its messages. What does not exist is no error."""
+        """Remove it with all its messages. What does not exist is no error. Never called with an
+        address."""
         raise UnsupportedError("this broker has nothing to remove")
 
     @abstractmethod

@@ -45,12 +45,17 @@ class Subscription:
 
     ordered       deliveries of one key come in the order they were sent, also with several
                   consumers, and also after a nack. Refused where the broker cannot.
+    binding       which messages of a topic that is an exchange at an address it gets, as that
+                  exchange understands it: `orders.*` of a topic exchange. None: the routing key
+                  in the topic's address.
     lease         seconds that a consumer may hold a delivery; anymq extends it while the consumer
                   lives. None: the broker's usual.
     max_attempts  a handling that fails at this attempt, or a later one, parks the message in the
                   dead letters. A message is always handled at least once before.
     dead_letter   where to: True for the topic `{topic}_{subscription}_dead`, or a Topic. It is
                   provisioned along with its own subscription `dead`. False: nowhere.
+    ephemeral     every consumer is a group of its own: it gets a copy of what is sent while it is
+                  open, and nothing is left after it. Nothing has to be provisioned for it.
     broker_limit  the broker's own limit, in deliveries, handled or not: a backstop against
                   handlers that kill their process. None: well above max_attempts.
     requires      guarantees without which the application must not start.
@@ -60,15 +65,22 @@ class Subscription:
     name: str
     address: str | None = None
     ordered: bool = field(default=False, kw_only=True)
+    binding: str | None = field(default=None, kw_only=True)
     lease: float | None = field(default=None, kw_only=True)
     max_attempts: int | None = field(default=None, kw_only=True)
     dead_letter: Topic | bool = field(default=False, kw_only=True)
     broker_limit: int | None = field(default=None, kw_only=True)
+    ephemeral: bool = field(default=False, kw_only=True)
     requires: tuple[Guarantee, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.name):
             raise ConfigError(_bad_name("subscription", self.name))
+        if self.binding is not None and (self.address or not self.topic.address):
+            raise ConfigError(
+                f"{self}: binding={self.binding!r} needs a topic with an address, which it chooses"
+                " from, and no address of its own, which is bound already"
+            )
         if self.max_attempts is not None and self.max_attempts < 1:
             raise ConfigError(f"max_attempts={self.max_attempts}: it must be 1 or more")
         if self.max_attempts is not None and not self.dead_letter:

@@ -11,7 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from anymq.cli import INTERRUPTED, compare, contract, explain
+from anymq.cli import INTERRUPTED, adapters, compare, contract, explain, receive, redrive, send, up
+from anymq.cli.plain import safe
 from anymq.cli.screen import err, out
 from anymq.errors import AnymqError
 
@@ -25,7 +26,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except AnymqError as error:
-            err.print(f"anymq: {error}", soft_wrap=True)
+            # What a broker says may quote what somebody sent.
+            text = safe(str(error), keep="\n")
+            err.print(f"anymq: {text}", soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             _end_everything()
@@ -37,8 +40,8 @@ def _end_everything() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     from anymq import local
 
-    local.stop_all()
-    err.print("anymq: interrupted; the brokers it started are stopped")
+    stopped = local.stop_all()
+    err.print(f"anymq: interrupted{'; the brokers it started are stopped' if stopped else ''}")
 
 
 app = typer.Typer(
@@ -70,3 +73,8 @@ def options(
 app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)
 app.command("contract")(contract.contract)
+app.command("send")(send.send)
+app.command("receive")(receive.receive)
+app.command("redrive")(redrive.redrive)
+app.command("adapters")(adapters.adapters)
+app.command("up")(up.up)

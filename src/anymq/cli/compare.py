@@ -21,8 +21,8 @@ def compare(
         "--backend",
         "-b",
         metavar="NAME[@VERSION]|URL",
-        help="A broker: memory, rabbitmq, redis, rabbitmq@4.0, or the URL of one that runs "
-        "(repeatable). Without it: memory, rabbitmq and redis.",
+        help="A broker: memory, rabbitmq, rabbitmq-classic, redis, rabbitmq@4.0, or the URL of one "
+        "that runs (repeatable). Without it: the first four.",
     ),
     only: list[str] = ONLY,
     json: Path | None = JSON,
@@ -38,7 +38,7 @@ def compare(
     Brokers that are named, not given as a URL, are found or started for the purpose and stopped
     at the end: a container, a private Debian root, an installed program, whatever is there.
 
-    Exit status: 0; 1 when a cell is broken, or when one of the three brokers that are compared
+    Exit status: 0; 1 when a cell is broken, or when one of the brokers that are compared
     by default cannot be had (the others still run; ANYMQ_ALLOW_MISSING=1 accepts that); 2 for
     wrong usage, or when a broker named by --backend cannot be had; 130 when interrupted.
     """

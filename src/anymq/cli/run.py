@@ -66,10 +66,10 @@ def run(
     show(matrix, out())
     if markdown_file is not None:
         markdown.write(matrix, markdown_file)
-    return _verdict(matrix, asked_for, time.monotonic() - began)
+    return _verdict(matrix, sources, asked_for, time.monotonic() - began)
 
 
-def _verdict(matrix: Matrix, asked_for: bool, seconds: float) -> int:
+def _verdict(matrix: Matrix, sources: Sequence[Source], asked_for: bool, seconds: float) -> int:
     """The last lines, and the exit status."""
     broken = [cell for cell in matrix.cells.values() if cell.outcome is Outcome.BROKEN]
     if matrix.columns:
@@ -80,8 +80,9 @@ def _verdict(matrix: Matrix, asked_for: bool, seconds: float) -> int:
         out.print(Text.assemble(f"\n{text} in {seconds:.0f} s: ", (ends, style)))
     if broken:
         first = broken[0]
-        (column,) = [one for one in matrix.columns if one.name == first.column]
-        name = column.name if column.local or column.in_process else Url.parse(column.url)
+        # The column is closed by now: what it was opened from says how to open it again.
+        given = {source.name: source.url for source in sources}[first.column]
+        name = Url.parse(given) if given else first.column
         out.print(f"anymq explain {first.contract} {name}  shows what happened", soft_wrap=True)
     for why in matrix.missing.values():
         err.print(f"missing: {why}", style="yellow", soft_wrap=True)

@@ -65,6 +65,7 @@ class LocalBroker:
     def stop(self) -> None:
         """End it and delete its data. May be called again, and for a broker that is down."""
         atexit.unregister(self._stop_in_owner)
+        _living.discard(self)
         self._runner.discard()
 
     def add_user(self, name: str, password: str) -> str:
@@ -79,6 +80,10 @@ class LocalBroker:
         address = parts.netloc.rpartition("@")[2]
         user = f"{quote(name, safe='')}:{quote(password, safe='')}"
         return urlunsplit(parts._replace(netloc=f"{user}@{address}"))
+
+    def alive(self) -> bool:
+        """False once its main process has ended; a broker given by URL is taken to live."""
+        return self._runner.alive()
 
     def output(self) -> str:
         """The last lines of its log, for error messages; empty for a broker given by URL."""
@@ -129,11 +134,14 @@ class LocalBroker:
         )
 
 
-def stop_all() -> None:
-    """End what this process started, also what is about to start, and what it waits for."""
-    end_commands()
-    for broker in list(_living):
+def stop_all() -> bool:
+    """End what this process started, also what is about to start, and what it waits for. True
+    when there was something."""
+    waited = end_commands()
+    brokers = list(_living)
+    for broker in brokers:
         broker._stop_in_owner()
+    return waited or any(not isinstance(one._runner, GivenRunner) for one in brokers)
 
 
 def launch(kind: Kind, runner: Runner, url: str, how: str) -> LocalBroker:

@@ -1,8 +1,16 @@
 """What goes wrong while a broker of this machine is looked for or started."""
 
+from collections.abc import Sequence
+
 
 class BrokerMissing(Exception):
-    """No broker of this kind can be had on this machine; the text says what would bring one."""
+    """No broker of this kind can be had on this machine; the text says what would bring one.
+
+    `failures` has, for each that was started and did not serve, what its log said last."""
+
+    def __init__(self, text: str, failures: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.failures = failures
 
 
 class BrokerFailed(Exception):

@@ -94,11 +94,14 @@ def run(
     return output
 
 
-def end_commands() -> None:
-    """Kill what `run` waits for in any thread; it then raises OSError there."""
-    for leader in list(_commands):
+def end_commands() -> bool:
+    """Kill what `run` waits for in any thread; it then raises OSError there. True when there was
+    something."""
+    leaders = list(_commands)
+    for leader in leaders:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader, 9)
+    return bool(leaders)
 
 
 def to_stderr(line: str) -> None:

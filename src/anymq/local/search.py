@@ -61,6 +61,7 @@ class _Search:
 
     def first_that_works(self) -> LocalBroker:
         reasons: list[str] = []
+        failures: list[str] = []
         if given := os.environ.get(f"{self._variable}_URL"):
             broker = self._given(given)
             if self._is_wanted(broker):
@@ -77,8 +78,9 @@ class _Search:
                 reasons.append(str(error))
             except BrokerFailed as error:
                 self._progress(str(error))
+                failures.append(str(error))
                 reasons.append(str(error).partition("\n")[0].partition(";")[0])
-        raise BrokerMissing(self._what_is_missing(reasons))
+        raise BrokerMissing(self._what_is_missing(reasons), failures)
 
     def _ways(self) -> Iterator[Callable[[], LocalBroker]]:
         yield self._container

@@ -144,6 +144,8 @@ def main(parent: int, folder: str, clean_up: list[str]) -> None:
                 break
             answer = json.dumps(_obey(tree, request)) + "\n"
             os.write(1, answer.encode())
+    except BrokenPipeError:
+        pass  # the parent went while it waited for the answer: the end, not an error to show
     finally:
         tree.kill()
         if clean_up:

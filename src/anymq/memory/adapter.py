@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anymq import spi
-from anymq.memory.broker import MemoryBroker, Queue, missing
+from anymq.memory.broker import MemoryBroker, Queue
 from anymq.memory.capabilities import declare
 from anymq.spi import (
     STORED,
@@ -36,23 +38,20 @@ from anymq.spi import (
 
 
 class MemorySender(spi.Sender):
-    def __init__(self, session: MemoryAdapter, topic: Topic) -> None:
+    def __init__(self, session: MemoryAdapter, to: Topic | Subscription) -> None:
         self.session = session
-        self.topic = topic
-        self.name = topic.address or topic.name
+        self.to = to
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
         if self.session.lost:
             raise self.session.lost
-        queues = self.session.broker.topics.get(self.name)
-        if queues is None:
-            raise missing(self.topic)
+        queues = self.session.broker.find(self.to)
         for queue in tuple(queues.values()):
             queue.put(batch)
         done([STORED if queues else self.unroutable()] * len(batch))
 
     def unroutable(self) -> SendOutcome:
-        why = f"topic {self.topic} has no subscription: the message would reach nobody"
+        why = f"topic {self.to} has no subscription: the message would reach nobody"
         return SendOutcome(Status.FAILED, UnroutableError(why))
 
     def close(self, timeout: float) -> None:
@@ -69,6 +68,8 @@ class MemoryReceiver(spi.Receiver):
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         queue = self.queue
         until = None
+        if self.claim.ended:  # in a child after fork the lock may be held for ever
+            raise self.claim.ended
         with queue.lock:
             while True:
                 if self.claim.ended:
@@ -146,16 +147,22 @@ class MemoryReceiver(spi.Receiver):
     def close(self, timeout: float) -> None:
         if not self.claim.ended:
             self.claim.ended = ClosedError("the consumer is closed")
-            with self.queue.lock:
-                self.queue.lose(self)
+            self.leave()
 
     def end(self, error: spi.AnymqError) -> None:
         if not self.claim.ended:
             self.claim.ended = error
+            self.leave()
             with self.queue.lock:
-                self.queue.lose(self)
                 self.queue.changed.notify_all()
             self.on_end(self.claim)
+
+    def leave(self) -> None:
+        """Its claim has ended: what it held goes back, and a queue of its own goes."""
+        with self.queue.lock:
+            self.queue.lose(self)
+        if self.queue.subscription.ephemeral:
+            self.queue.broker.drop_ephemeral(self.queue)
 
 
 class MemoryAdapter(spi.Adapter):
@@ -171,6 +178,7 @@ class MemoryAdapter(spi.Adapter):
         self.broker = broker
         self.receivers: set[MemoryReceiver] = set()
         self.lost: ConnectionLostError | None = None
+        _sessions.add(self)
 
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
         return declare({}, at, self.server)
@@ -180,16 +188,17 @@ class MemoryAdapter(spi.Adapter):
         for item in what:
             self.broker.provision(item, mode)
 
-    def sender(self, topic: Topic) -> MemorySender:
+    def sender(self, to: Topic | Subscription) -> MemorySender:
         self.check()
-        self.broker.find(topic)
-        return self.sender_class(self, topic)
+        self.broker.find(to)
+        return self.sender_class(self, to)
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> MemoryReceiver:
         self.check()
-        receiver = self.receiver_class(self.broker.queue(subscription), on_end)
+        find = self.broker.open_ephemeral if subscription.ephemeral else self.broker.queue
+        receiver = self.receiver_class(find(subscription), on_end)
         self.receivers.add(receiver)
         return receiver
 
@@ -206,8 +215,6 @@ class MemoryAdapter(spi.Adapter):
             queue.levels[0] = deque()
 
     def remove(self, what: Topic | Subscription) -> None:
-        if what.address is not None:
-            raise ConfigError(f"{what} is an address: anymq does not remove what it did not make")
         with self.broker.lock:
             if isinstance(what, Topic):
                 gone = self.broker.topics.pop(what.name, {})
@@ -235,6 +242,25 @@ class MemoryAdapter(spi.Adapter):
 def over() -> LeaseLostError:
     return LeaseLostError("the lease is over: somebody else may have the message")
 
+
+_sessions: weakref.WeakSet[MemoryAdapter] = weakref.WeakSet()
+
+
+def _end_in_child() -> None:
+    """A child after fork has a copy of the broker: what it sent would be stored, and seen by
+    nobody; what it received, its parent would receive too. Takes no lock: some thread of the
+    parent may have held it."""
+    lost = ConnectionLostError(
+        "this session with memory:// was opened before a fork, and the broker lives in the parent"
+        " process: use a broker that both can reach"
+    )
+    for session in list(_sessions):
+        session.lost = lost
+        for receiver in session.receivers:
+            receiver.claim.ended = lost
+
+
+os.register_at_fork(after_in_child=_end_in_child)
 
 _brokers: dict[str, MemoryBroker] = {}
 _brokers_lock = threading.Lock()

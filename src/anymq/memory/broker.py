@@ -271,6 +271,19 @@ class MemoryBroker:
             raise NotFoundError(f"subscription {what} does not exist: provision it first")
         return {name: queue}
 
+    def open_ephemeral(self, subscription: Subscription) -> Queue:
+        """A queue for one receiver alone."""
+        with self.lock:
+            queues = self.find(subscription.topic)
+            queue = self.queue_class(self, subscription)
+            queues[f"{subscription.name} {id(queue)}"] = queue
+        return queue
+
+    def drop_ephemeral(self, queue: Queue) -> None:
+        with self.lock:
+            queues = self.topics.get(str(queue.subscription.topic), {})
+            queues.pop(f"{queue.subscription.name} {id(queue)}", None)
+
     def queue(self, subscription: Subscription) -> Queue:
         (queue,) = self.find(subscription).values()
         return queue

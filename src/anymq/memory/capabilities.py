@@ -12,7 +12,7 @@ NATIVE = {
     Guarantee.SEND_UNROUTABLE_REPORTED: "a topic without a subscription refuses",
     Guarantee.SEND_ORDER_ON_FAILURE: "a batch is stored in one step",
     Guarantee.DELAY: "kept aside until due",
-    Guarantee.PRIORITY: "any whole number, higher first",
+    Guarantee.PRIORITY: "a whole number from 0 on, higher first",
     Guarantee.EXPIRY: "looked at when the message is due for delivery",
     Guarantee.RETAINED_WITHOUT_CONSUMER: "a subscription keeps its messages",
     Guarantee.AT_LEAST_ONCE: "a message leaves only by an ack or as a dead letter",
@@ -31,6 +31,7 @@ NATIVE = {
     Guarantee.ORDER_QUEUE: "first in, first out",
     Guarantee.COMPETING: "consumers of one subscription share its messages",
     Guarantee.FAN_OUT: "a topic copies to each subscription",
+    Guarantee.EPHEMERAL: "Subscription(ephemeral=True): a queue that is its receiver's",
     Guarantee.MAX_ATTEMPTS_CRASH: "Subscription.broker_limit counts every delivery",
     Guarantee.HEADERS: "text to text",
     Guarantee.BINARY: "bytes are copied as they are",
@@ -49,7 +50,6 @@ ABSENT = {
     Guarantee.REPLAY: "an acked message is gone",
     Guarantee.SEEK_TIME: "an acked message is gone",
     Guarantee.EXACTLY_ONCE: "a lease that runs out delivers again",
-    Guarantee.EPHEMERAL: "subscriptions stay until removed",
     Guarantee.PATTERN: "a subscription has one topic",
     Guarantee.FOREIGN_READABLE: "no other client can reach it",
 }
@@ -60,6 +60,7 @@ EMULATED = {
     Guarantee.DEAD_LETTER_NO_LOSS: ("acked once the letter is stored", "a second letter, rarely"),
 }
 SOURCE = "anymq/memory"
+MAX_BODY = 64 << 20  # bytes; any number, so that what is too large can be tried here
 
 
 def declare(
@@ -76,6 +77,7 @@ def declare(
             else Fact(Level.ABSENT, "needs Subscription(ordered=True)", SOURCE)
         )
     limits = Limits(
+        body=MAX_BODY,
         delay=float("inf"),
         nack_delay=float("inf"),
         lease=(0.001, float("inf")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,7 +17,8 @@ from anymq.url import Url, did_you_mean, read_options
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
-DEFAULT = ("memory", "rabbitmq", "redis")
+DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis")
+VARIANTS = {"rabbitmq-classic": ("rabbitmq", "queue=classic")}  # the same broker, other options
 PATIENCE = {"memory": 2.0, "redis": 3.0}  # seconds; 10 elsewhere
 
 Progress = Callable[[str], None]  # gets a line for each thing that takes time
@@ -34,6 +36,7 @@ class Column:
     patience     seconds that a case waits for what should come before it is missing
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
     local        the handle, where the suite started the broker itself
+    options      what its URL says behind the `?`, where the suite makes the URL
     """
 
     name: str
@@ -44,6 +47,7 @@ class Column:
     patience: float = 10.0
     deviations: Mapping[str, str] = field(default_factory=dict)
     local: LocalBroker | None = None
+    options: str = ""
     progress: Progress | None = None
     _own: LocalBroker | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,14 +66,19 @@ class Column:
         assert self.local is not None
         with self._lock:
             if self._own is None:
-                self._own = _start_local(self.name, self.progress)
+                self._own = _start_local(_base(self.name)[0], self.progress)
             return self._own
 
+    def url_of(self, broker: LocalBroker) -> str:
+        """How this column connects to it."""
+        return _with_options(broker.url, self.options)
+
     def close(self) -> None:
-        """Stop what was started."""
-        for broker in (self._own, self.local):
-            if broker is not None:
-                broker.stop()
+        """Stop what was started, unless another column runs against it."""
+        if self._own is not None:
+            self._own.stop()
+        if self.local is not None:
+            _shared.leave(self.local)
         self._own = self.local = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +102,7 @@ class Source:
     @property
     def kind(self) -> str:
         """Its name without a version, or the scheme of its URL."""
-        return Url.parse(self.url).scheme if self.url else self.name.partition("@")[0]
+        return Url.parse(self.url).scheme if self.url else _base(self.name)[0].partition("@")[0]
 
     def open(self, progress: Progress | None = None) -> Column:
         """Find or start its broker; `progress` gets a line for what takes time. Raises
@@ -102,9 +111,11 @@ class Source:
             column = Column("memory", f"memory://suite-{uuid.uuid4().hex[:8]}", "in-process")
             column.how = "in this process"
         elif self.url is None:
-            local = _start_local(self.name, progress)
-            column = Column(self.name, local.url, local.evidence, how=local.how, local=local)
-            column.progress = progress
+            base, options = _base(self.name)
+            local = _shared.join(base, progress)
+            url = _with_options(local.url, options)
+            column = Column(self.name, url, local.evidence, how=local.how, local=local)
+            column.options, column.progress = options, progress
         else:
             evidence = "in-process" if self.url.startswith("memory:") else "real"
             column = Column(self.name, self.url, evidence, how="given by its URL")
@@ -152,6 +163,7 @@ def _checked_name(text: str) -> str:
     from anymq import local
 
     known = {"memory": (), **local.known()}
+    known |= {name: known[base] for name, (base, _) in VARIANTS.items()}
     name, at, version = text.partition("@")
     if name not in known:
         raise ConfigError(
@@ -162,6 +174,50 @@ def _checked_name(text: str) -> str:
         versions = ", ".join(known[name]) or "only the one that comes with anymq"
         raise ConfigError(f"{text}: this version cannot be started here; there is {versions}")
     return text
+
+
+def _base(name: str) -> tuple[str, str]:
+    """The broker that a column's name stands for, with its version, and the options.
+
+    >>> _base("rabbitmq-classic@4.0")
+    ('rabbitmq@4.0', 'queue=classic')
+    """
+    kind, at, version = name.partition("@")
+    base, options = VARIANTS.get(kind, (kind, ""))
+    return base + at + version, options
+
+
+def _with_options(url: str, options: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{options}" if options else url
+
+
+class _Shared:
+    """Brokers that several columns run against; each is stopped with the last of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._starting: dict[str, threading.Lock] = {}
+        self._running: dict[str, LocalBroker] = {}
+        self._columns: Counter[str] = Counter()
+
+    def join(self, name: str, progress: Progress | None) -> LocalBroker:
+        with self._lock:
+            starting = self._starting.setdefault(name, threading.Lock())
+        with starting:
+            if name not in self._running:
+                self._running[name] = _start_local(name, progress)
+            self._columns[name] += 1
+            return self._running[name]
+
+    def leave(self, broker: LocalBroker) -> None:
+        for name in [name for name, running in self._running.items() if running is broker]:
+            with self._starting[name]:
+                self._columns[name] -= 1
+                if not self._columns[name]:
+                    self._running.pop(name).stop()
+
+
+_shared = _Shared()
 
 
 def _start_local(name: str, progress: Progress | None = None) -> LocalBroker:

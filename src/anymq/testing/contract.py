@@ -62,7 +62,7 @@ class Contract:
                   better than it declares. False: by chance only, as with order.
     provision     False: the case provisions by itself, or shows what happens when nobody does
     judged_by     the fact to judge by, where the level of the guarantee alone does not tell: a
-                  number or scope in Limits decides
+                  number or scope in Limits decides; None: it must hold here
     deadline      seconds after which the case is broken because it does not end
     """
 
@@ -78,7 +78,7 @@ class Contract:
     depends: tuple[Guarantee, ...] = ()
     certain: bool = True
     provision: bool = True
-    judged_by: Callable[[Scenario], Fact] | None = None
+    judged_by: Callable[[Scenario], Fact | None] | None = None
     deadline: float = 60.0
 
     @property

@@ -59,6 +59,7 @@ class Relay:
         self._lock = threading.Lock()
         self._closed = False
         self._sockets: list[socket.socket] = []
+        self.accepted = 0  # connections so far
         self.flowing = threading.Event()
         self.flowing.set()
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -82,6 +83,7 @@ class Relay:
                 self._server.close()
                 return
             with self._lock:
+                self.accepted += 1
                 if self._closed:
                     near.close()
                     far.close()

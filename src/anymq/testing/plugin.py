@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run it against memory, rabbitmq or redis, started on this machine (may be repeated)",
+        help="run it against memory, rabbitmq, rabbitmq-classic or redis, started (repeatable)",
     )
 
 

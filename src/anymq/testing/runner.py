@@ -17,6 +17,7 @@ from anymq.testing.history import Event
 from anymq.testing.scenario import Over, Scenario
 from anymq.testing.verdict import Cell, Observed, Outcome, Verdict, decide
 
+JOIN = 0.2  # seconds: how soon Ctrl-C is noticed at the latest
 TAIL = 16  # events that an error shows
 
 
@@ -249,6 +250,9 @@ def _in_parallel(function: Callable[[Source], None], sources: Sequence[Source]) 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        # Not without a limit: the system may give Ctrl-C to another thread, and this one, which
+        # alone acts on it, would not wake up.
+        while thread.is_alive():
+            thread.join(JOIN)
     if errors:
         raise errors[0]

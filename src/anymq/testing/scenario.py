@@ -60,7 +60,7 @@ class Scenario:
         self.patience = column.patience
         own = bool(contract.needs | contract.wants) and column.breakable
         self.local = column.expendable() if own else None
-        self.url = self.local.url if self.local else column.url
+        self.url = column.url_of(self.local) if self.local else column.url
         self._tag = f"{contract.id.lower()}-{uuid.uuid4().hex[:6]}"
         self._names = itertools.count(1)
         self._made: list[Topic | Subscription] = []
@@ -142,11 +142,16 @@ class Scenario:
         """Another session, whose connection can be cut and, but in process, stalled."""
         if self.column.in_process:
             return Link(self.history, self.connect(), None)
-        relay, url = relay_to(self.url)
-        self._relays.append(relay)
+        relay, url = self.relay(self.url)
         broker = anymq.connect(url)
         self._brokers.append(broker)
         return Link(self.history, broker, relay)
+
+    def relay(self, url: str) -> tuple[Relay, str]:
+        """A way to a URL that counts who connects, and the URL that leads through it."""
+        relay, through = relay_to(url)
+        self._relays.append(relay)
+        return relay, through
 
     def producer(
         self, topic: Topic | None = None, *, broker: Broker | None = None, **options: Any

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anymq.errors import AnymqError, ConnectionLostError, SendUnknownError
 from anymq.message import Message, SendOutcome, Status
+from anymq.spi import Done
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Topic
 
@@ -98,12 +99,40 @@ class RecordingProducer:
 
         return self.raw.send_many(recorded(), answered)
 
+    def send_bare(self, *bodies: bytes) -> list[SendOutcome]:
+        """As a program sends that knows nothing of anymq: bodies alone, no id, no time, no header.
+        Not in the history, which tells messages apart by their ids."""
+        outcomes: list[SendOutcome] = []
+        answered = threading.Event()
+
+        def done(found: Sequence[SendOutcome]) -> None:
+            outcomes.extend(found)
+            answered.set()
+
+        self.raw.flush()  # the sender takes one call at a time
+        self.raw._sender.send([Message(body) for body in bodies], done)
+        if not answered.wait(30.0):
+            raise TimeoutError("no answer to what was sent in 30 s")
+        return outcomes
+
     def send_soon(self, message: Message) -> Future[SendOutcome]:
         """Hand it over; the outcome is recorded when it comes."""
         self._sending(message)
         future = self.raw.send_soon(message)
         future.add_done_callback(lambda done: self._future_done(message, done))
         return future
+
+    def lose_next_answer(self) -> None:
+        """What is sent next reaches the broker, whose answer does not reach us."""
+        sender = self.raw._sender
+        send = sender.send
+
+        def losing(batch: Sequence[Message], done: Done) -> None:
+            sender.send = send  # type: ignore[method-assign]
+            lost = SendOutcome(Status.UNKNOWN, SendUnknownError("the answer was lost"))
+            send(batch, lambda outcomes: done([lost] * len(outcomes)))
+
+        sender.send = losing  # type: ignore[method-assign]
 
     def close(self, timeout: float = 10.0) -> None:
         self.raw.close(timeout)

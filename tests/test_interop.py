@@ -1,0 +1,288 @@
+"""Programs that use the vendor's client write to and read from anymq's queues and channels, on
+real servers. docs/wire-format.md tells their authors what is shown here."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+import redis
+
+import anymq
+from anymq import Message, Subscription, Topic
+from anymq.consumer import Consumer
+from anymq.local import LocalBroker, start
+
+DEADLINE = 30.0  # seconds; nothing here takes so long unless it is broken
+PAGE = (Path(__file__).parents[1] / "docs/wire-format.md").read_text("utf-8")
+WHOLE = Message(
+    bytes(range(256)),
+    "k\N{SNOWMAN}",
+    {"traceparent": "00-1", "größe": "\N{SNOWMAN}", "empty": ""},
+    "id-1",
+    1_700_000_000.123,
+    "text/plain",
+    "c-1",
+    "answers",
+)
+
+
+@pytest.fixture(scope="module")
+def rabbitmq() -> Iterator[LocalBroker]:
+    with start("rabbitmq") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[LocalBroker]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("ANYMQ_REDIS_URL", raising=False)  # of ours, its redis-cli is known
+        broker = start("redis")
+    with broker:
+        yield broker
+
+
+@pytest.fixture
+def channel(rabbitmq: LocalBroker) -> Iterator[Any]:
+    """pika's, as its tutorial shows it."""
+    connection = pika.BlockingConnection(
+        pika.URLParameters(rabbitmq.url.replace("rabbitmq", "amqp"))
+    )
+    yield connection.channel()
+    connection.close()
+
+
+@pytest.fixture
+def broker(rabbitmq: LocalBroker) -> Iterator[anymq.Broker]:
+    with anymq.connect(rabbitmq.url) as session:
+        yield session
+
+
+@pytest.fixture
+def work(broker: anymq.Broker, rabbitmq: LocalBroker) -> Iterator[Subscription]:
+    sub = Subscription(Topic(f"t{uuid.uuid4().hex[:12]}"), "work", dead_letter=True, max_attempts=3)
+    broker.provision(sub)
+    yield sub
+    assert sub.dead_topic is not None
+    with anymq.connect(rabbitmq.url) as another:
+        another.remove(sub, sub.topic, sub.dead_letters, sub.dead_topic)
+
+
+def take(consumer: Consumer, count: int = 1) -> list[anymq.Delivery]:
+    found: list[anymq.Delivery] = []
+    while len(found) < count:
+        got = consumer.receive(count - len(found), DEADLINE)
+        assert got, f"{len(found)} of {count} arrived"
+        found += got
+    return found
+
+
+def get(channel: Any, queue: str) -> tuple[Any, bytes]:
+    """What a program that asks for one message gets: its properties and its body."""
+    until = time.monotonic() + DEADLINE
+    while time.monotonic() < until:
+        method, properties, body = channel.basic_get(queue, auto_ack=True)
+        if method is not None:
+            return properties, body
+        channel.connection.sleep(0.02)
+    raise AssertionError(f"nothing came to {queue}")
+
+
+def own(table: dict[str, Any]) -> dict[str, Any]:
+    """Headers without what the broker itself adds and what tells of the death."""
+    dead = ("anymq-dead-", "x-delivery-count", "x-acquired-count")
+    return {name: value for name, value in table.items() if not name.startswith(dead)}
+
+
+# RabbitMQ
+
+
+def test_pika_reads_all_that_anymq_wrote(
+    broker: anymq.Broker, work: Subscription, channel: Any
+) -> None:
+    broker.producer(work.topic).send(WHOLE)
+    properties, body = get(channel, work.queue_name)
+    assert body == WHOLE.body
+    assert properties.message_id == "id-1"
+    assert properties.content_type == "text/plain"
+    assert properties.correlation_id == "c-1"
+    assert properties.reply_to == "answers"
+    assert properties.delivery_mode == 2
+    assert own(properties.headers) == {
+        **WHOLE.headers,
+        "anymq-key": WHOLE.key,
+        "anymq-time": 1_700_000_000_123,
+    }
+
+
+def test_anymq_reads_all_that_pika_wrote(
+    broker: anymq.Broker, work: Subscription, channel: Any
+) -> None:
+    properties = pika.BasicProperties(
+        message_id="id-1",
+        content_type="text/plain",
+        correlation_id="c-1",
+        reply_to="answers",
+        headers={**WHOLE.headers, "anymq-key": WHOLE.key, "anymq-time": 1_700_000_000_123},
+    )
+    channel.basic_publish(work.topic.name, "any routing key", WHOLE.body, properties)
+    with broker.consumer(work) as consumer:
+        (delivery,) = take(consumer)
+        assert delivery.message == WHOLE
+        assert delivery.attempt == 1
+        delivery.ack()
+
+
+def test_the_time_of_a_foreign_message_is_its_timestamp_property(
+    broker: anymq.Broker, work: Subscription, channel: Any
+) -> None:
+    properties = pika.BasicProperties(timestamp=1_700_000_000)
+    channel.basic_publish("", work.queue_name, b"x", properties)
+    with broker.consumer(work) as consumer:
+        (delivery,) = take(consumer)
+        assert delivery.message == Message(b"x", timestamp=1_700_000_000.0)
+        delivery.ack()
+
+
+def test_pika_acks_and_rejects_what_anymq_wrote(
+    broker: anymq.Broker, work: Subscription, channel: Any
+) -> None:
+    """One queue, consumers of both kinds: a failure of one is an attempt to the other."""
+    broker.producer(work.topic).send(Message(b"x", id="1"))
+    method, _, _ = channel.basic_get(work.queue_name)
+    channel.basic_reject(method.delivery_tag, requeue=True)
+    with broker.consumer(work) as consumer:
+        (delivery,) = take(consumer)
+        assert (delivery.message.id, delivery.attempt) == ("1", 2)
+        delivery.ack(wait=True)
+    assert channel.basic_get(work.queue_name) == (None, None, None)
+
+
+TABLE = {  # everything that AMQP has for a header, and pika can write
+    "int": 7,
+    "long": 2**40,
+    "negative": -1,
+    "bool": True,
+    "none": None,
+    "text": "x",
+    "bytes": b"raw",
+    "not utf-8": b"\xff\xfe",
+    "decimal": Decimal("1.25"),
+    "time": datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
+    "list": [None, [1, "two"]],
+    "table": {"deep": {"deeper": [False]}},
+}
+
+
+def test_a_queue_of_somebody_else(broker: anymq.Broker, channel: Any) -> None:
+    """By address, both ways, with the default exchange and with one of their own."""
+    name = f"Legacy jobs {uuid.uuid4()}"
+    channel.exchange_declare(name, "topic", auto_delete=True)
+    channel.queue_declare(name, arguments={"x-expires": 60_000})
+    channel.queue_bind(name, name, "jobs.#")
+    sub = Subscription(Topic("jobs"), "work", address=name)
+    with broker.consumer(sub) as consumer:
+        channel.basic_publish("", name, b"theirs")
+        (delivery,) = take(consumer)
+        assert delivery.message == Message(b"theirs")
+        delivery.ack(wait=True)
+    for address in (f"/{name}", f"{name}/jobs.new"):
+        broker.producer(Topic("jobs", address=address)).send(Message(b"ours", id=address))
+        properties, body = get(channel, name)
+        assert (properties.message_id, body) == (address, b"ours")
+
+
+# Redis
+
+
+@pytest.fixture
+def name() -> str:
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+def publish(server: LocalBroker, channel: str, payload: bytes) -> int:
+    """How many heard it."""
+    with redis.Redis.from_url(server.url) as client:
+        return int(client.publish(channel, payload))
+
+
+@pytest.mark.parametrize("body", [b"plain", b"{}", bytes(range(256)), b"\x00anymq1 {broken", b""])
+def test_anymq_reads_what_a_redis_client_published(
+    redis_server: LocalBroker, name: str, body: bytes
+) -> None:
+    with (
+        anymq.connect(redis_server.url) as broker,
+        broker.consumer(f"{name}/one") as consumer,
+    ):
+        assert publish(redis_server, name, body) == 1
+        (delivery,) = take(consumer)
+        assert delivery.message == Message(body)
+        delivery.ack()
+
+
+def code_of_the_page(*names: str) -> Any:
+    """The functions that the page gives to programs which use the vendor's client alone."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(code, space)
+    return [space[name] for name in names]
+
+
+def test_a_program_reads_the_envelope_as_the_page_says(
+    redis_server: LocalBroker, name: str
+) -> None:
+    (read,) = code_of_the_page("read")
+    with (
+        anymq.connect(redis_server.url) as broker,
+        redis.Redis.from_url(redis_server.url) as client,
+        client.pubsub(ignore_subscribe_messages=True) as foreign,
+    ):
+        foreign.subscribe(name)
+        assert foreign.get_message(timeout=DEADLINE) is None  # the confirmation
+        broker.producer(name).send(WHOLE)
+        fields, body = read(foreign.get_message(timeout=DEADLINE)["data"])
+    assert body == WHOLE.body
+    assert fields == {
+        "id": "id-1",
+        "time": 1_700_000_000_123,
+        "key": WHOLE.key,
+        "headers": WHOLE.headers,
+        "content_type": "text/plain",
+        "correlation_id": "c-1",
+        "reply_to": "answers",
+    }
+    assert read(b"plain") == ({}, b"plain")
+
+
+def test_a_program_writes_the_envelope_as_the_page_says(
+    redis_server: LocalBroker, name: str
+) -> None:
+    (write,) = code_of_the_page("write")
+    fields = {
+        "id": "id-1",
+        "time": 1_700_000_000_123,
+        "key": WHOLE.key,
+        "headers": WHOLE.headers,
+        "content_type": "text/plain",
+        "correlation_id": "c-1",
+        "reply_to": "answers",
+    }
+    utf8 = b"\x00anymq1 " + json.dumps(fields, ensure_ascii=False).encode() + b"\n" + WHOLE.body
+    with (
+        anymq.connect(redis_server.url) as broker,
+        broker.consumer(f"{name}/one") as consumer,
+    ):
+        for payload in (write(fields, WHOLE.body), utf8):
+            assert publish(redis_server, name, payload) == 1
+            (delivery,) = take(consumer)
+            assert delivery.message == WHOLE
+            delivery.ack()
