@@ -1,14 +1,16 @@
-"""What RabbitMQ through anymq costs its client, beside raw pika in the same run.
+"""What RabbitMQ through anymq costs its client, beside raw pika, kombu and FastStream.
 
-    python benchmarks/rabbitmq.py [--url URL] [--rounds N] [--messages N] [threads|memory|cpu ...]
+    python benchmarks/rabbitmq.py [--url URL] [--rounds N] [--messages N] [PART ...]
 
-threads  rate of send() from 64 threads against one: the sends of one moment share their way
-memory   200,000 messages through one producer and one consumer, each a process of its own: their
-         resident memory, which must stay flat
-cpu      processor time per message of confirmed publishing and of consuming with acks, against a
-         raw pika.SelectConnection program that does the same job: messages with id, key, one header
-         and time, persistent and mandatory, 1,000 unconfirmed, an outcome for each; deliveries made
-         into objects, acked 100 at a time
+cpu       processor time and time per message of confirmed publishing and of consuming with acks,
+          against a raw pika.SelectConnection program that does the same job (messages with id, key,
+          one header and time, persistent and mandatory, 1,000 unconfirmed, an outcome for each;
+          deliveries made into objects, acked 100 at a time), and against kombu and FastStream
+          used as their documentation shows
+distance  send_many against one blocking confirm per message, to a server 10 ms away and back
+threads   rate of send() from 64 threads against one: the sends of one moment share their way
+memory    200,000 messages through one producer and one consumer, each a process of its own: their
+          resident memory, which must stay flat
 
 Starts a broker for itself unless given the URL of one. Every message goes to a quorum queue.
 """
@@ -16,6 +18,7 @@ Starts a broker for itself unless given the URL of one. Every message goes to a 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import statistics
@@ -28,10 +31,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).parents[1])  # as with `python -m benchmarks.rabbitmq`
+
 import pika
 
 import anymq
 from anymq import local
+from anymq.testing.link import relay_to
+from benchmarks import peers
+from benchmarks.measure import Contest, FarAway, Stopwatch, Used, shape
 
 BODY = b"x" * 256
 HEADERS = {"a": "1"}
@@ -43,6 +51,8 @@ THREADS = 64
 MANY = 200_000
 STEP = 2_000  # messages between two looks at the memory
 WARM = MANY // 5
+AWAY = 0.005  # seconds in one direction
+PARTS = ["cpu", "distance", "threads", "memory"]
 
 
 # threads
@@ -134,7 +144,7 @@ class Raw:
     """A pika.SelectConnection with one channel, run on the calling thread."""
 
     def __init__(self, url: str) -> None:
-        self.began = 0.0
+        self.clock = Stopwatch()
         self.connection: Any = pika.SelectConnection(
             pika.URLParameters(url.replace("rabbitmq:", "amqp:", 1)),
             on_open_callback=lambda connection: connection.channel(on_open_callback=self.opened),
@@ -144,10 +154,10 @@ class Raw:
     def opened(self, channel: Any) -> None:
         raise NotImplementedError
 
-    def run(self) -> float:
-        """Seconds of processor time from the first message to the end."""
+    def run(self, count: int) -> Used:
+        """From the first message to the end."""
         self.connection.ioloop.start()
-        return time.process_time() - self.began
+        return self.clock.used(count)
 
 
 class RawPublish(Raw):
@@ -165,7 +175,7 @@ class RawPublish(Raw):
         channel.confirm_delivery(self.confirmed, callback=lambda _: self.begin())
 
     def begin(self) -> None:
-        self.began = time.process_time()
+        self.clock.begin()
         self.fill()
 
     def fill(self) -> None:
@@ -207,7 +217,7 @@ class RawConsume(Raw):
 
     def opened(self, channel: Any) -> None:
         channel.basic_qos(prefetch_count=PREFETCH)
-        self.began = time.process_time()
+        self.clock.begin()
         channel.basic_consume(WORK.queue_name, self.delivered)
 
     def delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -226,61 +236,151 @@ class RawConsume(Raw):
             self.connection.close()
 
 
-def raw_publish(url: str, count: int) -> float:
+def raw_publish(url: str, count: int) -> Used:
     publish = RawPublish(url, count)
-    used = publish.run()
+    used = publish.run(count)
     assert set(publish.outcomes) == {"stored"}, set(publish.outcomes)
     return used
 
 
-def raw_consume(url: str, count: int) -> float:
-    return RawConsume(url, count).run()
+def raw_consume(url: str, count: int) -> Used:
+    return RawConsume(url, count).run(count)
 
 
-def our_publish(url: str, count: int) -> float:
+def our_publish(url: str, count: int) -> Used:
     outcomes: list[anymq.SendOutcome] = []
     with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
-        began = time.process_time()
+        clock = Stopwatch()
         producer.send_many(
             (anymq.Message(BODY, "k", HEADERS) for _ in range(count)),
             lambda _, outcome: outcomes.append(outcome),
         )
-        used = time.process_time() - began
+        used = clock.used(count)
     assert len(outcomes) == count
     assert all(outcome.error is None for outcome in outcomes)
     return used
 
 
-def our_consume(url: str, count: int) -> float:
+def our_consume(url: str, count: int) -> Used:
     with anymq.connect(url) as broker:
-        began = time.process_time()
+        clock = Stopwatch()
         with broker.consumer(WORK, prefetch=PREFETCH) as consumer:
             for delivery in itertools.islice(consumer, count):
                 delivery.ack()
             consumer.flush()
-        return time.process_time() - began
+        return clock.used(count)
+
+
+def peer(python: Path, job: str, url: str, count: int) -> Used:
+    cpu, wall = peers.run(python, job, url.replace("rabbitmq:", "amqp:", 1), count)
+    return Used(cpu / count, wall / count)
 
 
 def compare_cpu(url: str, rounds: int, count: int) -> None:
-    """What one publishes the other consumes; who begins alternates."""
-    runs: dict[Callable[[str, int], float], list[float]] = {
-        run: [] for run in (raw_publish, our_consume, our_publish, raw_consume)
-    }
+    """The queue is emptied before a round of publishing, and filled before each one consumes."""
+    python = peers.environment()
+    theirs = count // 10  # of kombu and FastStream, which take their time; to consume, a third
+    publish = Contest(
+        "RabbitMQ, confirmed publish to a quorum queue",
+        {
+            "anymq send_many": functools.partial(our_publish, url, count),
+            "raw pika, pipelined": functools.partial(raw_publish, url, count),
+            "kombu": functools.partial(peer, python, "kombu_rabbitmq_publish", url, theirs),
+            "FastStream": functools.partial(
+                peer, python, "faststream_rabbitmq_publish", url, theirs
+            ),
+            "FastStream, 1,000 at a time": functools.partial(
+                peer, python, "faststream_rabbitmq_together", url, count // 2000 * 1000
+            ),
+        },
+    )
+
+    def filled(run: Callable[[], Used], size: int) -> Callable[[], Used]:
+        def consume() -> Used:
+            with anymq.connect(url) as broker:
+                broker.purge(WORK)
+            our_publish(url, size)
+            return run()
+
+        return consume
+
+    consume = Contest(
+        "RabbitMQ, consume with acks from a quorum queue, prefetch 1,000",
+        {
+            who: filled(functools.partial(run, url, size), size)
+            for who, run, size in (
+                ("anymq consumer", our_consume, count),
+                ("raw pika, acks of 100", raw_consume, count),
+                ("kombu", functools.partial(peer, python, "kombu_rabbitmq_consume"), count // 3),
+                (
+                    "FastStream",
+                    functools.partial(peer, python, "faststream_rabbitmq_consume"),
+                    theirs,
+                ),
+            )
+        },
+    )
     for number in range(rounds):
-        order = list(runs)
-        for run in order if number % 2 else order[2:] + order[:2]:
-            runs[run].append(run(url, count) / count * 1e6)
-    for what, raw, ours in (
-        ("publish", raw_publish, our_publish),
-        ("consume", raw_consume, our_consume),
-    ):
-        theirs, mine = statistics.median(runs[raw]), statistics.median(runs[ours])
-        economy = statistics.median(r / o for r, o in zip(runs[raw], runs[ours], strict=True))
-        spread = [r / o for r, o in zip(runs[raw], runs[ours], strict=True)]
-        print(
-            f"{what}: {mine:5.1f} us of CPU per message, raw pika {theirs:5.1f}: economy"
-            f" {economy:.2f} ({min(spread):.2f} to {max(spread):.2f}; bar 0.75)"
-        )
+        publish.round(number)
+        consume.round(number)
+    stored = "persistent, mandatory, confirmed by a majority; an outcome for each message"
+    publish.show(
+        {
+            "anymq send_many": stored,
+            "kombu": "persistent, mandatory, confirmed one by one; a return is not raised",
+            "FastStream": "persistent, mandatory, confirmed one by one",
+            "FastStream, 1,000 at a time": "persistent, mandatory, confirmed; no order promised",
+        },
+    )
+    publish.bar("anymq send_many", "raw pika, pipelined", "cpu", 0.75)
+    publish.bar("anymq send_many", "kombu", "wall", 10)
+    publish.bar("anymq send_many", "FastStream", "wall", 10)
+    consume.show(
+        {
+            "anymq consumer": "acked by hand once handled, settled once, late acks told",
+            "raw pika, acks of 100": "acked by hand once handled",
+            "kombu": "acked by hand once handled",
+            "FastStream": "acked by the framework once handled",
+        },
+    )
+    consume.bar("anymq consumer", "raw pika, acks of 100", "cpu", 0.75)
+    consume.bar("anymq consumer", "kombu", "wall", 3)
+    consume.bar("anymq consumer", "FastStream", "wall", 3)
+
+
+# distance
+
+
+def blocking_publish(url: str, count: int) -> Used:
+    """pika as its tutorial has it: a confirm is waited for before the next message goes."""
+    parameters = pika.URLParameters(url.replace("rabbitmq:", "amqp:", 1))
+    connection = pika.BlockingConnection(parameters)
+    channel = connection.channel()
+    channel.confirm_delivery()
+    properties = pika.BasicProperties(message_id="1", delivery_mode=2, headers=HEADERS)
+    clock = Stopwatch()
+    for _ in range(count):
+        channel.basic_publish(WORK.topic.name, "", BODY, properties, mandatory=True)
+    used = clock.used(count)
+    connection.close()
+    return used
+
+
+def compare_distance(url: str, rounds: int, count: int) -> None:
+    relay, far = relay_to(url, functools.partial(FarAway, delay=AWAY))
+    contest = Contest(
+        "RabbitMQ, confirmed publish, 10 ms of added round trip",
+        {
+            "anymq send_many": functools.partial(our_publish, far, count),
+            "pika, one blocking confirm per message": functools.partial(blocking_publish, far, 100),
+        },
+    )
+    for number in range(rounds):
+        contest.round(number)
+    relay.close()
+    stored = "persistent, mandatory, confirmed by a majority; an outcome for each message"
+    contest.show({"anymq send_many": stored})
+    contest.bar("anymq send_many", "pika, one blocking confirm per message", "wall", 20)
 
 
 def main() -> None:
@@ -288,7 +388,7 @@ def main() -> None:
     parser.add_argument("--url", help="of a RabbitMQ to use; by default one is started")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--messages", type=int, default=30_000, help="per round of cpu")
-    parser.add_argument("parts", nargs="*", default=["threads", "memory", "cpu"])
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART")
     given = parser.parse_args()
     child = {("produce",): produce, ("consume",): consume}.get(tuple(given.parts))
     if child is not None:
@@ -306,13 +406,16 @@ def run(url: str, given: argparse.Namespace) -> None:
         broker.purge(WORK)
         at = broker.capabilities(WORK)
         print(f"{broker.server}, {at.about}; {at.fact(anymq.Guarantee.SEND_CONFIRMED).reason}")
+        print(f"{shape()}; {given.messages} messages of {len(BODY)} bytes, {given.rounds} rounds")
         try:
+            if "cpu" in given.parts:
+                compare_cpu(url, given.rounds, given.messages)
+            if "distance" in given.parts:
+                compare_distance(url, given.rounds, given.messages)
             if "threads" in given.parts:
                 compare_threads(url, given.rounds)
             if "memory" in given.parts:
                 measure_memory(url)
-            if "cpu" in given.parts:
-                compare_cpu(url, given.rounds, given.messages)
         finally:
             broker.remove(WORK, WORK.topic)
 

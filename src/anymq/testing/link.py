@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from anymq.testing.history import History, Kind
@@ -109,11 +110,11 @@ def _shut(one: socket.socket) -> None:
         one.shutdown(socket.SHUT_RDWR)
 
 
-def relay_to(url: str) -> tuple[Relay, str]:
+def relay_to(url: str, make: Callable[[str, int], Relay] = Relay) -> tuple[Relay, str]:
     """A relay to the first host of a URL, and the URL that leads through it."""
     parsed = Url.parse(url)
     host, port = parsed.hosts[0] if parsed.hosts else ("localhost", None)
-    relay = Relay(host, port or PORTS[parsed.scheme])
+    relay = make(host, port or PORTS[parsed.scheme])
     scheme, _, rest = url.partition("://")
     end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
     login, at, _ = rest[:end].rpartition("@")
