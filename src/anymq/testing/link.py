@@ -82,6 +82,8 @@ class Relay:
             except OSError:
                 self._server.close()
                 return
+            for one in (near, far):  # a small answer must not wait for another to travel with
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self.accepted += 1
                 if self._closed:
