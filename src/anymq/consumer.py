@@ -145,7 +145,7 @@ class Consumer(Closing):
         buffer, held, me = self._buffer, self._held, threading.get_ident()
         while not self._stopping:
             if not self._plain or self._kept or self._failure:
-                yield from self.receive(1)
+                yield from self._wait_for_one()
             elif buffer:
                 try:
                     delivery = buffer.popleft()
@@ -157,7 +157,13 @@ class Consumer(Closing):
             elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
                 self._fetch(self._prefetch - len(held), 1.0)
             else:
-                yield from self.receive(1)
+                yield from self._wait_for_one()
+
+    def _wait_for_one(self) -> list[Delivery]:
+        try:
+            return self.receive(1)
+        except ClosedError:  # while it waited
+            return []
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
@@ -570,7 +576,8 @@ class Consumer(Closing):
         """A fetch has found the session lost: True when another follows, which then takes over the
         fetch lock, so that nobody tries this one again."""
         with self._lock:
-            if self._stopping or not self._again(error):
+            known = self._current is None  # lose() is under way
+            if self._stopping or not (known or self._again(error)):
                 return False
             self._away = True
             return True

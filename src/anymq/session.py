@@ -43,7 +43,7 @@ class ConnectionEvent:
     error: AnymqError | None = None
 
     def __str__(self) -> str:
-        away = f" ({self.at - self.since:.1f} s)" if self.at > self.since else ""
+        away = "" if self.change is ConnectionChange.LOST else f" ({self.at - self.since:.1f} s)"
         why = f": {self.error}" if self.error else ""
         return f"{self.about}: {self.change.value}{away}{why}"
 
@@ -80,6 +80,10 @@ def pauses() -> Iterator[float]:
     while True:
         yield pause * random.uniform(0.5, 1.0)
         pause = min(pause * FACTOR, CAP)
+
+
+def _since(error: AnymqError) -> float:
+    return getattr(error, "since", None) or time.time()
 
 
 class Session:
@@ -198,7 +202,7 @@ class Session:
             else:
                 self._suspect = True
             if self._away is None:
-                self._away, self._since = error, time.time()
+                self._away, self._since = error, _since(error)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._repair, name="anymq-session", daemon=True
@@ -294,7 +298,7 @@ class Session:
                 raise
             else:
                 if missed:
-                    self._tell(ConnectionChange.GAP, about=str(item))
+                    self._tell(ConnectionChange.GAP, error, item)
 
     def _replace(self, error: AnymqError) -> None:
         """A new adapter for one that is over, and with it everything that was open there."""
@@ -325,16 +329,17 @@ class Session:
                     raise
                 self.adapter.provision([item], mode)
                 if isinstance(item, Subscription):
-                    self._tell(ConnectionChange.GAP, error, about=str(item))
+                    self._tell(ConnectionChange.GAP, error, item)
 
     def _break(self, item: Attached, error: AnymqError) -> None:
         with self._lock:
             self._broken.setdefault(item, error)
 
     def _tell(
-        self, change: ConnectionChange, error: AnymqError | None = None, about: str | None = None
+        self, change: ConnectionChange, error: AnymqError | None = None, about: object = None
     ) -> None:
-        event = ConnectionEvent(change, time.time(), self._since, about or self._about, error)
+        since = min(self._since, _since(error)) if error else self._since
+        event = ConnectionEvent(change, time.time(), since, str(about or self._about), error)
         if change is ConnectionChange.GAP:
             log.warning("%s", event)
         if self._on_connection is not None:
