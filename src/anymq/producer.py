@@ -98,6 +98,7 @@ class Producer(Closing):
         self._id_numbers = itertools.count()
         self._failures = itertools.count(1)  # of send_soon()
         self._lock = threading.Lock()
+        self._away: AnymqError | None = None  # why nothing was sent, while it is held back
         self._over: AnymqError | None = None  # why nothing more can be sent
         self._closed = False
 
@@ -249,17 +250,18 @@ class Producer(Closing):
             )
 
     def _not_sent(self) -> AnymqError:
-        return ConnectionLostError(
-            f"not sent to {self.topic} within {self._timeout:g} s: the broker did not take it"
-        )
+        why = self._away if self._outbox.held else "the broker did not take it"
+        return ConnectionLostError(f"not sent to {self.topic} within {self._timeout:g} s: {why}")
 
     # its session, see session.Attached
 
     def lose(self, error: AnymqError) -> None:
+        self._away = error
         self._outbox.hold()
         self._outbox.sender.close(GOODBYE)
 
     def overdue(self, error: AnymqError) -> None:
+        self._away = error
         self._outbox.expire(error)
 
     def reopen(self, adapter: Adapter) -> bool:

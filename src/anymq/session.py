@@ -220,7 +220,7 @@ class Session:
             self._pauses = pauses()
         while True:
             error = self._attempt()
-            if error is None and self._whole():
+            if (error is None or self._closed) and self._whole():
                 return
             self._failed(error)
 
