@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -372,6 +373,41 @@ def test_foreign_values_become_readable_text() -> None:
         "\udcfename": "1.5",
         "x-request-id": "theirs, not the broker's",
     }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1,
+        -1,
+        long(1 << 40),
+        True,
+        None,
+        b"raw",
+        Decimal("1.25"),
+        datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        [1, ["two", b"\xff"], None],
+        {"deep": {"er": [False, 2]}},
+    ],
+)
+def test_foreign_values_travel_on_as_what_they_are(value: Any) -> None:
+    found = decode(BasicProperties(headers={"h": value}), b"")
+    letter = Message(b"", headers=dict(found.headers))
+    again = parsed(frames(letter))[1].properties
+    assert again.headers == {"h": value}
+    assert type(again.headers["h"]) is type(value)
+
+
+def test_properties_that_have_no_field_are_headers() -> None:
+    sent = BasicProperties(content_encoding="gzip", type="task", app_id="theirs")
+    found = decode(sent, b"")
+    shown = {"amqp-content-encoding": "gzip", "amqp-type": "task", "amqp-app-id": "theirs"}
+    assert found.headers == shown
+    again = parsed(frames(found))[1].properties
+    assert (again.content_encoding, again.type, again.app_id) == ("gzip", "task", "theirs")
+    assert not again.headers
+    with pytest.raises(InvalidMessageError, match="amqp-type"):
+        frames(Message(b"", headers={"amqp-type": "x" * 256}))
 
 
 def test_a_bare_foreign_message() -> None:
