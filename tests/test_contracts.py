@@ -18,9 +18,7 @@ PENDING = {
     Guarantee.SEND_CONFIRMED,
     Guarantee.SEND_PERSISTENT,
     Guarantee.SEND_ORDER_ON_FAILURE,
-    Guarantee.DEDUPLICATION,
     Guarantee.SEEK_TIME,
-    Guarantee.EXACTLY_ONCE,
     Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,
 }

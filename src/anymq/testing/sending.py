@@ -134,6 +134,20 @@ class RecordingProducer:
 
         sender.send = losing  # type: ignore[method-assign]
 
+    def hold_back(self) -> Callable[[], None]:
+        """What is sent from now on waits in front of the broker, until what this returns is
+        called; as if the broker were too slow, where nothing is on the way that could stall."""
+        sender, waiting = self.raw._sender, list[tuple[Sequence[Message], Done]]()
+        send = sender.send
+        sender.send = lambda batch, done: waiting.append((batch, done))  # type: ignore[method-assign]
+
+        def let_go() -> None:
+            sender.send = send  # type: ignore[method-assign]
+            for batch, done in waiting:
+                send(batch, done)
+
+        return let_go
+
     def close(self, timeout: float = 10.0) -> None:
         self.raw.close(timeout)
 

@@ -92,7 +92,7 @@ class LosesThePrefetch(MemoryReceiver):
         self.ack(deliveries)
 
 
-@mutant("ACK-08", "FLW-06")
+@mutant("ACK-08", "FLW-04", "FLW-06")
 class ExtendsNothing(MemoryReceiver):
     """A lease is not extended, and nobody is told."""
 
