@@ -98,6 +98,10 @@ class MemoryReceiver(spi.Receiver):
                     refused.append((delivery, over()))
         return refused
 
+    def confirm(self, timeout: float) -> None:
+        if self.claim.ended:
+            raise self.claim.ended
+
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         refused: list[Refusal] = []
         queue = self.queue

@@ -110,7 +110,7 @@ class ProcessChild(Child):
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        wanted = _subscription_to_dict(subscription)
+        wanted = subscription_to_dict(subscription)
         self._do({"url": url, "subscription": wanted, "options": options})  # it is connected
 
     def _do(self, command: dict[str, Any]) -> list[dict[str, Any]]:
@@ -219,7 +219,8 @@ def _delivery_to_dict(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _subscription_to_dict(subscription: Subscription) -> dict[str, Any]:
+def subscription_to_dict(subscription: Subscription) -> dict[str, Any]:
+    """As it can travel to another process, as JSON."""
     fields = asdict(subscription)
     fields["requires"] = fields["topic"]["requires"] = ()
     if subscription.dead_letter not in (True, False):
@@ -227,7 +228,7 @@ def _subscription_to_dict(subscription: Subscription) -> dict[str, Any]:
     return fields
 
 
-def _subscription_from_dict(fields: dict[str, Any]) -> Subscription:
+def subscription_from_dict(fields: dict[str, Any]) -> Subscription:
     fields["topic"] = Topic(**fields["topic"])
     if isinstance(fields["dead_letter"], dict):
         fields["dead_letter"] = Topic(**fields["dead_letter"])
@@ -238,7 +239,7 @@ def main() -> None:
     first = json.loads(sys.stdin.readline())
     try:
         broker = anymq.connect(first["url"])
-        subscription = _subscription_from_dict(first["subscription"])
+        subscription = subscription_from_dict(first["subscription"])
         worker = _Worker(broker.consumer(subscription, **first["options"]), time.process_time)
         _say({"taken": []})
         for line in sys.stdin:

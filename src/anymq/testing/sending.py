@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from anymq.errors import AnymqError, ConnectionLostError, SendUnknownError
-from anymq.message import Message, SendOutcome, Status
+from anymq.message import STORED, Message, SendOutcome, Status
 from anymq.spi import Done
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Topic
@@ -121,6 +121,11 @@ class RecordingProducer:
         future = self.raw.send_soon(message)
         future.add_done_callback(lambda done: self._future_done(message, done))
         return future
+
+    def sent_elsewhere(self, message: Message) -> None:
+        """Somebody else sends it, whom nobody writes down: for the history."""
+        self._sending(message)
+        self._answered(message, STORED)
 
     def lose_next_answer(self) -> None:
         """What is sent next reaches the broker, whose answer does not reach us."""
