@@ -64,6 +64,7 @@ class Relay:
         self._closed = False
         self._sockets: list[socket.socket] = []
         self.accepted = 0  # connections so far
+        self.greetings: list[bytes] = []  # what each of them began with
         self.requests = 0  # pieces that came from those who connected
         self.answered = 0  # bytes that the server had for them and they took
         self.flowing = threading.Event()
@@ -106,8 +107,12 @@ class Relay:
                 ).start()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, asking: bool) -> None:
+        first = asking
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if first:
+                    self.greetings.append(data[:16])
+                    first = False
                 self.flowing.wait()
                 if self._closed:
                     break  # what was held back is lost
