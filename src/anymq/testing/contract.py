@@ -20,6 +20,7 @@ NEEDS = {
     "kill": "a broker that can be killed and started again",
     "pause": "a broker that can be paused",
     "restart": "a broker that can be restarted",
+    "users": "a broker that users can be added to",
 }
 
 FAMILIES = {

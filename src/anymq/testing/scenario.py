@@ -222,6 +222,12 @@ class Scenario:
         self.history.add(Kind.FAULT, text=what)
         getattr(self.local, what)()
 
+    def powerless(self) -> str:
+        """The URL of a user who may log in, and nothing else. Of a contract that needs users."""
+        assert self.local is not None, f"{self.contract.id} does not need users"
+        name, password = f"user-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+        return self.column.with_options(self.local.add_user(name, password, powerless=True))
+
     def reconnect(self) -> Broker:
         """A new session, which from now on is `broker`."""
         self.broker = self.connect()
