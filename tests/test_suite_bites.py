@@ -15,7 +15,7 @@ import anymq.broker
 import anymq.memory.adapter
 import anymq.message
 import anymq.url
-from anymq.capabilities import Capabilities, Fact, Guarantee, Level
+from anymq.capabilities import Capabilities, Fact, Guarantee, Level, Scope
 from anymq.consumer import Consumer
 from anymq.errors import BackPressureTimeout
 from anymq.leases import Leases
@@ -331,3 +331,43 @@ def test_room_that_is_not_what_it_says(fault: str, monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(Outbox, "_wait", wait)
     assert outcome("FLW-05") is Outcome.BROKEN
+
+
+def lying(**limits: Any) -> Callable[..., Capabilities]:
+    def declare(
+        options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
+    ) -> Capabilities:
+        found = BACKEND.declare(options, at, server)
+        return replace(found, limits=replace(found.limits, **limits))
+
+    return declare
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lying(delay=0.0),
+        lying(priorities=1),
+        lying(lease=None),
+        lying(redelivery=frozenset()),
+        lying(order=Scope.NONE),
+        without(Guarantee.DEPTH),
+        without(Guarantee.RETAINED_WITHOUT_CONSUMER),
+        without(Guarantee.LEASE_EXPIRY),
+        claiming(Guarantee.DEAD_LETTER, level=Level.EMULATED),
+    ],
+    ids=["delay", "priorities", "lease", "redelivery", "order", "depth", "kept", "leases", "cost"],
+)
+def test_a_table_that_is_not_true(
+    backend: Callable[..., None], declare: Callable[..., Capabilities]
+) -> None:
+    assert outcome("HIS-04") is Outcome.HOLDS
+    backend(declare=declare)
+    assert outcome("HIS-04") is Outcome.BROKEN
+
+
+def test_an_encryption_that_is_not_asked_for(
+    backend: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anymq.broker, "read_options", lambda *_: {})
+    assert outcome("SEC-01") is Outcome.BROKEN

@@ -42,6 +42,7 @@ FAMILIES = {
     "ADM": "Administration",
     "SEC": "Security",
     "MIG": "Migration",
+    "HIS": "Histories",
 }  # in the order in which they are run and shown
 
 Case = Callable[["Scenario"], None]

@@ -79,7 +79,7 @@ class ReleasedGoesLast(MemoryReceiver):
         super().release(deliveries)
 
 
-@mutant("ORD-05")
+@mutant("ORD-05", "HIS-02")
 class CrashGoesLast(Queue):
     """What a consumer held when it died goes to the end of the queue."""
 
@@ -188,7 +188,7 @@ class NumbersAnew(Queue):
         super().give_back(entry)
 
 
-@mutant("ACK-03", "DDP-04")
+@mutant("ACK-03", "DDP-04", "HIS-01", "HIS-03")
 class ForgetsTheCrashed(Queue):
     """What a crashed consumer held is gone."""
 

@@ -10,7 +10,7 @@ from anymq.spi import Refusal
 from anymq.testing.mutants.base import mutant
 
 
-@mutant("ACK-01")
+@mutant("ACK-01", "HIS-01")
 class AcksAreLost(MemoryReceiver):
     """One ack in three is not applied, and the message comes again."""
 
