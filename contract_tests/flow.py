@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from anymq import Guarantee
+from anymq import Guarantee, Subscription
 from anymq.capabilities import Fact
 from anymq.errors import ConfigError, LeaseLostError
 from anymq.testing.contract import UNIVERSAL, contract
@@ -180,10 +180,14 @@ def _no_limit_again(s: Scenario, consumer: RecordingConsumer) -> None:
         taken.ack()
 
 
-@contract("FLW-04", UNIVERSAL, wish={"lease": LEASE})
+@contract("FLW-04", UNIVERSAL)
 def a_pause_hands_out_nothing(s: Scenario) -> None:
     """A paused consumer hands out and fetches nothing, keeps what it has, and loses nothing."""
-    consumer = s.consumer(prefetch=10)
+    at, extends = s.subscription, s.usable(Guarantee.LEASE_EXTEND)
+    if extends:
+        at = s.new_subscription("paused", lease=LEASE)
+        s.provision(at)
+    consumer = s.consumer(at, prefetch=10)
     sent = s.producer().send(30)
     held = consumer.take(3)
     waiting = s.begin(partial(consumer.receive, 1, 0.3))  # it may just be in the middle of it
@@ -191,8 +195,7 @@ def a_pause_hands_out_nothing(s: Scenario) -> None:
     s.wait_for(waiting.done, "a receive that was under way ends with its wait")
     held += waiting.result()
     iterating = s.begin(partial(next, iter(consumer.raw)))
-    lasting = 2.5 * LEASE if s.usable(Guarantee.LEASE_EXTEND) else 0.5 * LEASE
-    early = consumer.watch(lasting)
+    early = consumer.watch(2.5 * LEASE if extends else 0.5 * LEASE)
     s.expect(not early and not iterating.done(), "paused, it hands out nothing", early)
     for taken in held:
         taken.ack()
@@ -200,7 +203,7 @@ def a_pause_hands_out_nothing(s: Scenario) -> None:
     s.expect(error is None, f"what it had stayed its own while it was paused: {error!r}", held)
     s.expect(not consumer.watch(0.2), "settling changes nothing about the pause", held)
     if s.promised(Guarantee.COMPETING):
-        strayed = _beside(s)
+        strayed = _beside(s, at)
         most = len(sent) - len(held) - 10
         s.exercised("fetched by others meanwhile", len(strayed), most)
     consumer.raw.resume()
@@ -213,9 +216,9 @@ def a_pause_hands_out_nothing(s: Scenario) -> None:
     s.expect(not consumer.raw.paused, "it says that it is not paused")
 
 
-def _beside(s: Scenario) -> list[Taken]:
+def _beside(s: Scenario, at: Subscription) -> list[Taken]:
     """What another consumer gets while the first one is paused: all that it has not fetched."""
-    other = s.consumer()
+    other = s.consumer(at)
     got = other.take(30, within=1.0)
     for taken in got:
         taken.ack()
