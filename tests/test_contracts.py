@@ -26,10 +26,11 @@ PENDING = {
 
 
 # The catalogue: how many contracts each family has. An id is never given to anything else.
-FAMILY = dict(
-    DEL=10, ACK=12, ORD=8, DLQ=12, RTY=6, DLY=4, PRI=2, FAN=8, RPL=4, DDP=6, PAY=12,
-    BAT=4, FLW=8, LIF=12, CON=4, ADM=7, SEC=5, MIG=6, HIS=4,
-)  # fmt: skip
+FAMILY = {
+    "DEL": 10, "ACK": 12, "ORD": 8, "DLQ": 12, "RTY": 6, "DLY": 4, "PRI": 2, "FAN": 8, "RPL": 4,
+    "DDP": 6, "PAY": 12, "BAT": 4, "FLW": 8, "LIF": 12, "CON": 4, "ADM": 7, "SEC": 5, "MIG": 6,
+    "HIS": 4,
+}  # fmt: skip
 CATALOGUE = {f"{family}-{n:02}" for family, count in FAMILY.items() for n in range(1, count + 1)}
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "contracts.md").read_text("utf-8")
 

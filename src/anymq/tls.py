@@ -51,6 +51,7 @@ def tls_context(url: Url, options: Mapping[str, Any], secure: bool) -> ssl.SSLCo
     if key and not cert:
         raise ConfigError(f"{url}: option key is of no use without cert")
     context = _trusting(url, ca)
+    context.sslsocket_class = _Listening
     if cert:
         try:
             context.load_cert_chain(cert, key, password=_refuse)
@@ -74,6 +75,28 @@ def _trusting(url: Url, ca: str | None) -> ssl.SSLContext:
         raise ConfigError(
             f"{url}: {ca} holds no certificate of an authority, in PEM: {error.reason or error}"
         ) from error
+
+
+class _Listening(ssl.SSLSocket):
+    """A server that does not accept our certificate says so when for us the handshake is over, and
+    we may be writing already. What it said is the reason, not that the writing failed."""
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError as error:
+            raise self._said() or error from None
+
+    def _said(self) -> ssl.SSLError | None:
+        try:
+            self.recv(1)
+        except ssl.SSLError as said:
+            return said if said.reason and said.reason != _CUT else None
+        except (OSError, ValueError):
+            pass
+        return None
 
 
 class _EncryptedError(Exception):

@@ -1,0 +1,117 @@
+"""TLS as the servers themselves speak it, with certificates on both sides."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import anymq
+from anymq import Subscription, Topic, local
+from anymq.errors import AuthenticationError, ConfigError
+from anymq.local import LocalBroker
+from anymq.local.machine import free_port
+from anymq.local.roots import FOLDER_INSIDE
+from anymq.local.runner import ProcessRunner
+from anymq.testing.encrypted import Authorities, with_options
+
+TIMES = 10  # how a refusal arrives is a matter of luck, if of anything
+
+
+@dataclass
+class Server:
+    """A broker that wants a certificate of those who connect with TLS."""
+
+    url: str
+    place: str
+    made: Authorities
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with Authorities() as made, local.start(request.param) as broker:
+        folder, inside = _folders(broker)
+        cert, key = made.certificate(made.ours, "127.0.0.1")
+        for source, name in ((made.ca, "ca.pem"), (cert, "cert.pem"), (key, "key.pem")):
+            shutil.copy(source, folder / name)
+            (folder / name).chmod(0o644)
+        port = free_port()
+        start = _redis if request.param == "redis" else _rabbitmq
+        start(broker, port, folder, inside)
+        scheme, login = (
+            ("rediss", "") if request.param == "redis" else ("rabbitmqs", "guest:guest@")
+        )
+        yield Server(f"{scheme}://{login}127.0.0.1:{port}", f"127.0.0.1:{port}", made)
+
+
+def _folders(broker: LocalBroker) -> tuple[Path, Path]:
+    """The folder of its data, from here and as the server sees it."""
+    runner = broker._runner
+    if not isinstance(runner, ProcessRunner):
+        pytest.skip(f"a server needs files of ours, and this one is {broker.how}")
+    folder = runner._log.parent
+    return folder, FOLDER_INSIDE if "root" in broker.how else folder
+
+
+def _redis(broker: LocalBroker, port: int, folder: Path, inside: Path) -> None:
+    with anymq.connect(broker.url) as session:
+        session.native.config_set(
+            "tls-cert-file", f"{inside}/cert.pem", "tls-key-file", f"{inside}/key.pem",
+            "tls-ca-cert-file", f"{inside}/ca.pem", "tls-auth-clients", "yes", "tls-port", port,
+        )  # fmt: skip
+
+
+def _rabbitmq(broker: LocalBroker, port: int, folder: Path, inside: Path) -> None:
+    (folder / "rabbitmq.conf").write_text(
+        f"""
+        listeners.ssl.default = 127.0.0.1:{port}
+        ssl_options.cacertfile = {inside}/ca.pem
+        ssl_options.certfile = {inside}/cert.pem
+        ssl_options.keyfile = {inside}/key.pem
+        ssl_options.verify = verify_peer
+        ssl_options.fail_if_no_peer_cert = true
+        """
+    )
+    broker.restart()
+
+
+def test_both_sides_prove_who_they_are(server: Server) -> None:
+    made = server.made
+    cert, key = made.certificate(made.ours, "client@anymq.example")
+    at = Subscription(Topic("tls-orders"), "work")
+    url = with_options(server.url, ca=made.ca, cert=cert, key=key)
+    with anymq.connect(url) as broker:
+        broker.provision(at)
+        consumer, producer = broker.consumer(at), broker.producer(at.topic)
+        producer.send(b"\0\xff" * 100_000)
+        (got,) = consumer.receive(1, 10)
+        assert got.body == b"\0\xff" * 100_000
+        got.ack()
+        consumer.close()
+        broker.remove(at, at.topic)
+
+
+@pytest.mark.parametrize("which", ["none", "strange", "expired"])
+def test_our_certificate_is_not_accepted(server: Server, which: str) -> None:
+    made = server.made
+    options = {"ca": made.ca}
+    if which != "none":
+        ca = made.strange if which == "strange" else made.ours
+        expired = which == "expired"
+        cert, key = made.certificate(ca, "client@anymq.example", expired=expired)
+        options |= {"cert": cert, "key": key}
+    for _ in range(TIMES):
+        with pytest.raises(AuthenticationError, match="cert=") as caught:
+            anymq.connect(with_options(server.url, **options))
+        assert server.place in str(caught.value)
+        assert not caught.value.retryable
+
+
+def test_its_certificate_is_not_trusted(server: Server) -> None:
+    for options in ({}, {"ca": server.made.strange_ca}):
+        with pytest.raises(ConfigError, match=r"not trusted.*ca=") as caught:
+            anymq.connect(with_options(server.url, **options))
+        assert server.place in str(caught.value)
