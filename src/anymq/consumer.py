@@ -139,7 +139,7 @@ class Consumer(Throttled):
         buffer, held, me = self._buffer, self._held, threading.get_ident()
         while not self._stopping:
             if not self._plain or self._kept or self._failure:
-                yield from self.receive(1)
+                yield from self._one()
             elif buffer:
                 try:
                     delivery = buffer.popleft()
@@ -151,7 +151,16 @@ class Consumer(Throttled):
             elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
                 self._fetch(self._prefetch - len(held), 1.0)
             else:
-                yield from self.receive(1)
+                yield from self._one()
+
+    def _one(self) -> list[Delivery]:
+        """For an iteration, which ends when the consumer is closed meanwhile."""
+        try:
+            return self.receive(1)
+        except ClosedError:
+            if self._closed:
+                return []
+            raise
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
