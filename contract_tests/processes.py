@@ -17,7 +17,7 @@ from anymq.testing.scenario import Scenario
 from anymq.topics import Topic
 
 CYCLES, WARM = 50, 5
-SPARE = 50_000  # bytes that an interpreter may grow by without anybody leaking
+SPARE = 700  # blocks that an interpreter's memory may grow by without anybody leaking
 FORKED = 30  # seconds after which a child hangs
 
 
@@ -48,7 +48,7 @@ def nothing_is_left_behind(s: Scenario) -> None:
     left = left_behind(s.url, s.subscription, WARM, CYCLES, apart=apart)
     s.note(f"{left} after {CYCLES} cycles")
     for what, more in left.items():
-        most = SPARE if what == "bytes" else 0
+        most = SPARE if what == "blocks of memory" else 0
         s.expect(more <= most, f"{more} more {what} after {CYCLES} cycles than after {WARM}")
     s.exercised("things that were counted", len(left), 5 if apart else 2)
     _sends_only(s)
