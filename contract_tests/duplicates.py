@@ -82,6 +82,11 @@ def _over_a_crash(s: Scenario) -> None:
     _same(s, sent, s.consumer().drain(sent), "after its death")
 
 
+def _patience(s: Scenario) -> float:
+    """What is kept nowhere need not be waited for."""
+    return s.patience if s.promised(Guarantee.AT_LEAST_ONCE) else 0.5
+
+
 class _Store:
     """What a handler needs to do each thing once: a set of ids that changes together with what
     it does, as one transaction of a database would."""
@@ -112,7 +117,7 @@ def an_idempotent_handler(s: Scenario) -> None:
     consumer = s.consumer()
     for message in sent[:2]:
         producer.send_one(message)  # as one would whose answer was lost
-    for taken in consumer.take(9):
+    for taken in consumer.take(9, within=_patience(s)):
         store.handle(taken)
         if s.usable(Guarantee.NACK) and taken.id == sent[8].id and taken.attempt != 3:
             taken.nack()
@@ -140,7 +145,7 @@ def handled_once(s: Scenario) -> None:
     handled.update(event.id for event in held[:4])
     child.ack(held[:2])
     child.kill()  # two are handled and not acked, four are not handled
-    handled.update(taken.id for taken in s.consumer().drain(sent[2:]))
+    handled.update(taken.id for taken in s.consumer().drain(sent[2:], _patience(s)))
     twice = [message for message in sent if handled[message.id] > 1]
     never = [message for message in sent if not handled[message.id]]
     s.expect(not twice, f"{len(twice)} of {len(sent)} were handled twice", twice)

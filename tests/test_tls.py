@@ -94,6 +94,17 @@ def test_both_sides_prove_who_they_are(server: Server) -> None:
         broker.remove(at, at.topic)
 
 
+def test_a_broker_that_is_given_by_such_a_url(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = server.made
+    cert, key = made.certificate(made.ours, "client@anymq.example")
+    name = "redis" if server.url.startswith("redis") else "rabbitmq"
+    url = with_options(server.url, ca=made.ca, cert=cert, key=key)
+    monkeypatch.setenv(f"ANYMQ_{name.upper()}_URL", url)
+    assert local.start(name).version[0].isdigit()
+
+
 @pytest.mark.parametrize("which", ["none", "strange", "expired"])
 def test_our_certificate_is_not_accepted(server: Server, which: str) -> None:
     made = server.made

@@ -142,7 +142,7 @@ class RecordingProducer:
     def hold_back(self) -> Callable[[], None]:
         """What is sent from now on waits in front of the broker, until what this returns is
         called; as if the broker were too slow, where nothing is on the way that could stall."""
-        sender, waiting = self.raw._sender, list[tuple[Sequence[Message], Done]]()
+        sender, waiting = self.raw._outbox.sender, list[tuple[Sequence[Message], Done]]()
         send = sender.send
         sender.send = lambda batch, done: waiting.append((batch, done))  # type: ignore[method-assign]
 
