@@ -22,7 +22,7 @@ from anymq.leases import Leases
 from anymq.memory import BACKEND, MemoryBroker
 from anymq.memory.broker import Queue
 from anymq.message import Message
-from anymq.producer import Outbox, Producer
+from anymq.producer import Producer
 from anymq.spi import Backend, Subscription, Topic
 from anymq.testing.columns import Source
 from anymq.testing.contract import CONTRACTS, load
@@ -323,13 +323,13 @@ def test_leases_that_are_extended_for_ever(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("fault", ["never full", "full at once"])
 def test_room_that_is_not_what_it_says(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "never full":
-        monkeypatch.setattr(Outbox, "_fits", lambda *_: True)
+        monkeypatch.setattr("anymq.producer.Outbox._fits", lambda *_: True)
     else:
 
         def wait(*_: object) -> None:
             raise BackPressureTimeout("no room")
 
-        monkeypatch.setattr(Outbox, "_wait", wait)
+        monkeypatch.setattr("anymq.producer.Outbox._wait", wait)
     assert outcome("FLW-05") is Outcome.BROKEN
 
 
