@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from anymq.local.roots import FOLDER_INSIDE
 from anymq.local.runner import ProcessRunner
 from anymq.testing.encrypted import Authorities, with_options
 
+DEADLINE = 30.0  # seconds
 TIMES = 10  # how a refusal arrives is a matter of luck, if of anything
 
 
@@ -41,10 +44,22 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         port = free_port()
         start = _redis if request.param == "redis" else _rabbitmq
         start(broker, port, folder, inside)
+        _until_it_listens(port)
         scheme, login = (
             ("rediss", "") if request.param == "redis" else ("rabbitmqs", "guest:guest@")
         )
         yield Server(f"{scheme}://{login}127.0.0.1:{port}", f"127.0.0.1:{port}", made)
+
+
+def _until_it_listens(port: int) -> None:
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1.0).close()
+            return
+        except OSError:
+            assert time.monotonic() < end, f"nobody listens on port {port}"
+            time.sleep(0.05)
 
 
 def _folders(broker: LocalBroker) -> tuple[Path, Path]:
