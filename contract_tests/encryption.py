@@ -11,7 +11,7 @@ from functools import partial
 import anymq
 from anymq.errors import AnymqError, AuthenticationError, ConfigError
 from anymq.testing.contract import UNIVERSAL, contract
-from anymq.testing.encrypted import Authorities, encrypted, front, with_options
+from anymq.testing.encrypted import Authorities, encrypted, front, in_clear, with_options
 from anymq.testing.scenario import Scenario
 from anymq.url import Url
 
@@ -120,7 +120,7 @@ def _options_are_checked(s: Scenario, made: Authorities) -> None:
     cert, key = made.certificate(made.ours)
     other, _ = made.certificate(made.ours)
     wrong = {
-        "without TLS": with_options(url, ca=made.ca),
+        "without TLS": in_clear(url, ca=made.ca),
         "no such file": encrypted(url, ca="/no/such/file.pem"),
         "not an authority": encrypted(url, ca=key),
         "key without cert": encrypted(url, key=key),
@@ -134,8 +134,8 @@ def _options_are_checked(s: Scenario, made: Authorities) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         answering = s.begin(partial(_answer_in_clear, server))
         host, port = server.getsockname()
-        at = f"{encrypted(Url.parse(s.url).scheme + '://')}{host}:{port}"
-        _refused(s, "a server without TLS", with_options(at, ca=made.ca), ConfigError)
+        at = f"{Url.parse(s.url).scheme}://{host}:{port}"
+        _refused(s, "a server without TLS", encrypted(at, ca=made.ca), ConfigError)
     heard = answering.result(SLACK)
     s.expect(heard.startswith(HELLO), f"who speaks no TLS is told nothing in clear: {heard!r}")
 

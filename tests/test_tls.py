@@ -18,7 +18,14 @@ from anymq.local import LocalBroker
 from anymq.local.machine import free_port
 from anymq.local.roots import FOLDER_INSIDE
 from anymq.local.runner import ProcessRunner
+from anymq.testing.columns import by_url
+from anymq.testing.contract import CONTRACTS, load
 from anymq.testing.encrypted import Authorities, with_options
+from anymq.testing.report import explain
+from anymq.testing.runner import run
+from anymq.testing.verdict import Outcome
+
+load()
 
 DEADLINE = 30.0  # seconds
 TIMES = 10  # how a refusal arrives is a matter of luck, if of anything
@@ -118,6 +125,16 @@ def test_a_broker_that_is_given_by_such_a_url(
     url = with_options(server.url, ca=made.ca, cert=cert, key=key)
     monkeypatch.setenv(f"ANYMQ_{name.upper()}_URL", url)
     assert local.start(name).version[0].isdigit()
+
+
+@pytest.mark.parametrize("contract", ["DEL-01", "FLW-05", "LIF-10", "SEC-01", "SEC-02", "SEC-03"])
+def test_the_suite_runs_against_such_a_url(server: Server, contract: str) -> None:
+    made = server.made
+    cert, key = made.certificate(made.ours, "client@anymq.example")
+    url = with_options(server.url, ca=made.ca, cert=cert, key=key)
+    (source,) = by_url([url])
+    cell = run(CONTRACTS[contract], source.open())
+    assert cell.outcome is Outcome.HOLDS, explain(CONTRACTS[contract], cell)
 
 
 @pytest.mark.parametrize("which", ["none", "strange", "expired"])

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from anymq import registry
 from anymq.errors import ConfigError
 from anymq.testing.link import Relay, relay_to
+from anymq.tls import TLS_OPTIONS, tls_context
 from anymq.url import Url
 
 HOST = "127.0.0.1"
 HANDSHAKE = 10.0  # seconds
+TLS = tuple(TLS_OPTIONS)
 
 
 class Authorities:
@@ -68,11 +71,13 @@ class Authorities:
 
 
 class Front:
-    """Listens with TLS and passes on to a server without. `relay` stands before it and sees what
-    really travels; connect to its port."""
+    """Listens with TLS and passes on to a server, which may have `its_own`. `relay` stands before
+    it and sees what really travels; connect to its port."""
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        self._target, self._context = (host, port), context
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext, its_own: ssl.SSLContext | None
+    ) -> None:
+        self._target, self._context, self._its_own = (host, port), context, its_own
         self._listener = socket.create_server((HOST, 0))
         threading.Thread(target=self._accept, name="tls", daemon=True).start()
         self.relay = Relay(HOST, self._listener.getsockname()[1])
@@ -100,9 +105,15 @@ class Front:
             except ssl.SSLError:
                 _let_it_be_read(tls)
                 return
-            with tls, socket.create_connection(self._target) as far:
+            with tls, self._connect() as far:
                 tls.settimeout(None)
                 _pass_on(tls, far)
+
+    def _connect(self) -> socket.socket:
+        plain = socket.create_connection(self._target)
+        if self._its_own is None:
+            return plain
+        return self._its_own.wrap_socket(plain, server_hostname=self._target[0])
 
 
 def _let_it_be_read(tls: ssl.SSLSocket) -> None:
@@ -114,24 +125,30 @@ def _let_it_be_read(tls: ssl.SSLSocket) -> None:
             pass
 
 
-def _pass_on(tls: ssl.SSLSocket, far: socket.socket) -> None:
+def _pass_on(near: socket.socket, far: socket.socket) -> None:
     """Both ways in one thread: a TLS connection is not for two."""
+    both = (near, far)
     while True:
-        ready = [tls] if tls.pending() else select.select([tls, far], [], [])[0]
-        for source in ready:
+        read = [one for one in both if isinstance(one, ssl.SSLSocket) and one.pending()]
+        for source in read or select.select(both, [], [])[0]:
             data = source.recv(1 << 16)
             if not data:
                 return
-            (far if source is tls else tls).sendall(data)
+            (far if source is near else near).sendall(data)
 
 
 def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str]:
     """TLS before the broker that a URL names, and the URL that leads there with these options.
     Raises ConfigError where its adapter has no scheme with TLS."""
-    made: list[Front] = []
+    parsed, made = Url.parse(url), list[Front]()
+    known = registry.backend(parsed.scheme).options
+    given = {name: known[name].read(parsed.options[name]) for name in TLS if name in parsed.options}
+    secure = encrypted(url).partition("://")[0] == parsed.scheme
+    wanted = {**dict.fromkeys(TLS), **given}
+    its_own = tls_context(parsed, wanted, True) if secure else None
 
     def make(host: str, port: int) -> Relay:
-        made.append(Front(host, port, context))
+        made.append(Front(host, port, context, its_own))
         return made[0].relay
 
     _, through = relay_to(url, make)
@@ -139,13 +156,26 @@ def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str
 
 
 def encrypted(url: str, **options: str) -> str:
-    """The same URL with TLS, and with these options."""
-    from anymq import registry
-
-    scheme, _, rest = url.partition("://")
+    """The same URL with TLS, and with these options in place of those for TLS."""
+    scheme, rest = _in_clear(url)
     if f"{scheme}s" not in registry.backend(scheme).schemes:
         raise ConfigError(f"{Url.parse(url)} has no way to encrypt: there is no {scheme}s://")
     return with_options(f"{scheme}s://{rest}", **options)
+
+
+def in_clear(url: str, **options: str) -> str:
+    """The same URL without TLS."""
+    return with_options("://".join(_in_clear(url)), **options)
+
+
+def _in_clear(url: str) -> tuple[str, str]:
+    """Its scheme without TLS, and the rest without the options of TLS."""
+    scheme, _, rest = url.partition("://")
+    if scheme.endswith("s") and scheme[:-1] in registry.backend(scheme).schemes:
+        scheme = scheme[:-1]
+    place, _, query = rest.partition("?")
+    kept = [part for part in query.split("&") if part and part.partition("=")[0] not in TLS]
+    return scheme, f"{place}{'?' * bool(kept)}{'&'.join(kept)}"
 
 
 def with_options(url: str, **options: str) -> str:

@@ -14,7 +14,10 @@ from anymq.url import Url
 if TYPE_CHECKING:
     from anymq.broker import Broker
 
-PORTS = {"redis": 6379, "rabbitmq": 5672, "amqp": 5672}  # where a URL names none
+PORTS = {
+    "redis": 6379, "rediss": 6379,
+    "rabbitmq": 5672, "amqp": 5672, "rabbitmqs": 5671, "amqps": 5671,
+}  # where a URL names none  # fmt: skip
 
 
 class Link:
