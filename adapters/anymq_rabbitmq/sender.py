@@ -10,6 +10,7 @@ from typing import Any
 from anymq.spi import (
     STORED,
     AnymqError,
+    AuthorizationError,
     ClosedError,
     Done,
     Message,
@@ -254,7 +255,7 @@ class RabbitSender(Sender):
 
     def _end(self, error: AnymqError, within: str = "") -> None:
         if self._ended is None:
-            if not isinstance(error, ClosedError):
+            if not isinstance(error, (ClosedError, AuthorizationError)):
                 error = errors.session_over(error, str(self._route))
             self._ended = error
         self._give_up(self._ended, within)
@@ -265,6 +266,8 @@ class RabbitSender(Sender):
         if not waiting:
             return
         unknown = _unknown(f"no confirm came{within} for what was sent to {self._route}", error)
+        if isinstance(error, AuthorizationError) and len(waiting) == 1:  # then it is this one
+            unknown = SendOutcome(Status.FAILED, error)
         for tag, entry in waiting.items():
             place = entry.place(tag)
             if entry.outcomes[place] is STORED:

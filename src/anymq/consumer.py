@@ -7,11 +7,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from anymq.attempts import Attempts
 from anymq.capabilities import Capabilities, Guarantee
-from anymq.closing import Closing
 from anymq.dead_letter import letter
 from anymq.errors import (
     AnymqError,
@@ -29,14 +28,16 @@ from anymq.retry import Held, Retries, check_nack
 from anymq.session import GOODBYE, Session
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Receiver, Subscription
+from anymq.throttle import Throttled
 
 log = logging.getLogger("anymq")
 ACK_BATCH = 100  # acks that travel together
 ACK_LINGER = 0.02  # seconds that an ack may wait for others
+DUE_AGAIN = 0.02  # seconds until a retry that is due is looked at once more
 SLICE = 0.2  # seconds: how soon a fetch notices a held retry that became due
 
 
-class Consumer(Closing):
+class Consumer(Throttled):
     """Hands out the deliveries of one subscription. Safe to share between threads.
 
     Made by Broker.consumer(). Iterate it, or call receive(); settle each delivery once. Close it,
@@ -74,8 +75,8 @@ class Consumer(Closing):
         self._not_retryable: tuple[type[Exception], ...] = (DecodeError, *not_retryable)
         self._leased = capabilities.has(Guarantee.LEASE_EXTEND)
         self._lanes = Lanes() if subscription.ordered else None
-        # Without lanes and limits the next delivery needs no lock.
-        self._plain = self._lanes is None and max_in_flight is None and max_in_flight_bytes is None
+        self._paused = self._expiring = False  # expiring: look at the clock from now on
+        self._plain = self._is_plain()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiters = 0
@@ -87,7 +88,6 @@ class Consumer(Closing):
         self._attempts = Attempts(subscription.max_attempts)
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
-        self._expiring = False  # something that expires has come: look at the clock from now on
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
         self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
@@ -145,7 +145,7 @@ class Consumer(Closing):
         buffer, held, me = self._buffer, self._held, threading.get_ident()
         while not self._stopping:
             if not self._plain or self._kept or self._failure:
-                yield from self._wait_for_one()
+                yield from self._one()
             elif buffer:
                 try:
                     delivery = buffer.popleft()
@@ -157,13 +157,16 @@ class Consumer(Closing):
             elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
                 self._fetch(self._prefetch - len(held), 1.0)
             else:
-                yield from self._wait_for_one()
+                yield from self._one()
 
-    def _wait_for_one(self) -> list[Delivery]:
+    def _one(self) -> list[Delivery]:
+        """For an iteration, which ends when the consumer is closed meanwhile."""
         try:
             return self.receive(1)
-        except ClosedError:  # while it waited
-            return []
+        except ClosedError:
+            if self._closed:
+                return []
+            raise
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
@@ -192,11 +195,8 @@ class Consumer(Closing):
         """With the lock held: the next that lanes and limits let pass."""
         if self._blocked or not (self._buffer or self._kept):
             return []
-        if self._max_in_flight is not None:
-            limit = min(limit, self._max_in_flight - len(self._held))
         due = self._retries.due() if self._kept else ()
-        if self._max_bytes is not None:
-            limit = self._fitting(due or self._buffer, limit)
+        limit = self._allowed(due or self._buffer, limit)
         if due:
             taken = self._retries.take(min(limit, len(due)))
         elif self._lanes is not None:
@@ -210,25 +210,19 @@ class Consumer(Closing):
             self._held[delivery] = me
         return taken
 
-    def _fitting(self, waiting: Iterable[Delivery], limit: int) -> int:
-        """How many of the first of them fit the limit in bytes; one always does."""
-        assert self._max_bytes is not None
-        size, count = sum(len(d.message.body) for d in self._held), 0
-        for delivery in itertools.islice(waiting, limit):
-            size += len(delivery.message.body)
-            if size > self._max_bytes and (count or self._held):
-                break
-            count += 1
-        return count
-
     def _room(self) -> int:
         """How many more may be with this consumer, waiting or handed out."""
+        if self._paused:
+            return 0
         return self._prefetch - len(self._buffer) - len(self._held) - len(self._kept)
 
     def _wait(self, timeout: float) -> None:
         """With the lock held: until something changes, or a held retry is due."""
         self._waiters += 1
-        self._changed.wait(max(0.0, min(timeout, self._retries.wait())))
+        due = self._retries.wait()
+        if due <= 0:  # it may not be handed out yet, which is no reason to spin
+            due = DUE_AGAIN
+        self._changed.wait(max(0.0, min(timeout, due)))
         self._waiters -= 1
 
     def _notify(self) -> None:

@@ -47,6 +47,7 @@ from anymq.errors import (
     UnsupportedError,
 )
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
+from anymq.tls import TLS_OPTIONS, tls_context, tls_failure
 from anymq.topics import DEAD, Subscription, Topic
 from anymq.url import Option, Url, flag, one_of, period, seconds, whole
 
@@ -55,6 +56,7 @@ __all__ = [
     "NO_HEADERS",
     "PASSED",
     "STORED",
+    "TLS_OPTIONS",
     "Adapter",
     "AnymqError",
     "AuthenticationError",
@@ -100,6 +102,8 @@ __all__ = [
     "one_of",
     "period",
     "seconds",
+    "tls_context",
+    "tls_failure",
     "whole",
 ]
 

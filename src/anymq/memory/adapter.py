@@ -64,6 +64,7 @@ class MemoryReceiver(spi.Receiver):
         self.on_end = on_end
         self.claim = Claim(str(queue.subscription))
         self.stopped = False
+        self.orphaned: ConnectionLostError | None = None  # in a child after fork
 
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         queue = self.queue
@@ -97,6 +98,10 @@ class MemoryReceiver(spi.Receiver):
                 if queue.settle(delivery) is None:
                     refused.append((delivery, over()))
         return refused
+
+    def confirm(self, timeout: float) -> None:
+        if self.orphaned:
+            raise self.orphaned
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         refused: list[Refusal] = []
@@ -257,7 +262,7 @@ def _end_in_child() -> None:
     for session in list(_sessions):
         session.lost = lost
         for receiver in session.receivers:
-            receiver.claim.ended = lost
+            receiver.claim.ended = receiver.orphaned = lost
 
 
 os.register_at_fork(after_in_child=_end_in_child)

@@ -71,7 +71,11 @@ class Column:
 
     def url_of(self, broker: LocalBroker) -> str:
         """How this column connects to it."""
-        return _with_options(broker.url, self.options)
+        return self.with_options(broker.url)
+
+    def with_options(self, url: str) -> str:
+        """A URL of its broker with the options that this column stands for."""
+        return _with_options(url, self.options)
 
     def close(self) -> None:
         """Stop what was started, unless another column runs against it."""

@@ -14,7 +14,10 @@ from anymq.url import Url
 if TYPE_CHECKING:
     from anymq.broker import Broker
 
-PORTS = {"redis": 6379, "rabbitmq": 5672, "amqp": 5672}  # where a URL names none
+PORTS = {
+    "redis": 6379, "rediss": 6379,
+    "rabbitmq": 5672, "amqp": 5672, "rabbitmqs": 5671, "amqps": 5671,
+}  # where a URL names none  # fmt: skip
 
 
 class Link:
@@ -25,6 +28,10 @@ class Link:
         self.broker = broker
         self._history = history
         self._relay = relay
+
+    @property
+    def relay(self) -> Relay | None:
+        return self._relay
 
     @property
     def stalls(self) -> bool:
@@ -60,6 +67,9 @@ class Relay:
         self._closed = False
         self._sockets: list[socket.socket] = []
         self.accepted = 0  # connections so far
+        self.greetings: list[bytes] = []  # what each of them began with
+        self.requests = 0  # pieces that came from those who connected
+        self.answered = 0  # bytes that the server had for them and they took
         self.flowing = threading.Event()
         self.flowing.set()
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -93,16 +103,26 @@ class Relay:
                 self._sockets += (near, far)
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(
-                    target=self._pass_on, args=(source, sink), name="relay", daemon=True
+                    target=self._pass_on,
+                    args=(source, sink, source is near),
+                    name="relay",
+                    daemon=True,
                 ).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, asking: bool) -> None:
+        first = asking
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if first:
+                    self.greetings.append(data[:16])
+                    first = False
                 self.flowing.wait()
                 if self._closed:
                     break  # what was held back is lost
                 sink.sendall(data)
+                with self._lock:
+                    self.requests += asking
+                    self.answered += 0 if asking else len(data)
         _shut(sink)
         source.close()
 

@@ -197,13 +197,19 @@ class Scenario:
         self._consumers.append(consumer)
         return consumer
 
-    def child(self, subscription: Subscription | None = None, **options: Any) -> Child:
+    def child(
+        self,
+        subscription: Subscription | None = None,
+        *,
+        url: str | None = None,
+        **options: Any,
+    ) -> Child:
         """A consumer that can be killed with all that it holds: in a process of its own, or, for a
-        broker that lives in this process, in a session of its own."""
+        broker that lives in this process, in a session of its own. `url`: another way there."""
         subscription = subscription or self.subscription
         kind = SessionChild if self.column.in_process else ProcessChild
         name = f"k{next(self._names)}"
-        child = kind(self.history, self.url, subscription, name, self.patience, options)
+        child = kind(self.history, url or self.url, subscription, name, self.patience, options)
         self._children.append(child)
         return child
 
@@ -215,6 +221,12 @@ class Scenario:
         assert self.local is not None, f"{self.contract.id} neither needs nor wants {what}"
         self.history.add(Kind.FAULT, text=what)
         getattr(self.local, what)()
+
+    def powerless(self) -> str:
+        """The URL of a user who may log in, and nothing else. Of a contract that needs users."""
+        assert self.local is not None, f"{self.contract.id} does not need users"
+        name, password = f"user-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+        return self.column.with_options(self.local.add_user(name, password, powerless=True))
 
     def reconnect(self) -> Broker:
         """A new session, which from now on is `broker`."""

@@ -11,6 +11,7 @@ broker itself. A contract that passes on it although it is named here is a bug i
 | handing_out | to whom, in which order, with which attempt, for how long |
 | settling | acks, nacks, releases, extensions |
 | sending | where it goes, and what the sender is told |
+| sessions | what they leave behind, what they miss, what a child makes of them |
 | timing | delays, expiry, priorities, what one consumer keeps from others |
 | dead_letters | dead letters and retries |
 | admin | making and checking topics and subscriptions |
@@ -25,6 +26,7 @@ from anymq.testing.mutants import (  # importing registers them
     payload,
     redriving,
     sending,
+    sessions,
     settling,
     storing,
     timing,
@@ -41,6 +43,7 @@ __all__ = [
     "payload",
     "redriving",
     "sending",
+    "sessions",
     "settling",
     "storing",
     "timing",

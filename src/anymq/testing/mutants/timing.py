@@ -111,7 +111,7 @@ class LastInFirstOut(Queue):
         return taken
 
 
-@mutant("FAN-05")
+@mutant("FAN-05", "FLW-03")
 class GrabsEverything(MemoryReceiver):
     """A consumer takes all there is, whatever its prefetch."""
 
