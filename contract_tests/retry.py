@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 
-from anymq import Guarantee
+from anymq import Backoff, Guarantee, Message
 from anymq.errors import DecodeError
 from anymq.testing.contract import contract
+from anymq.testing.history import Kind
 from anymq.testing.receiving import HandlerError, Taken, ids
 from anymq.testing.scenario import Scenario
 
 DELAYS = (1.5, 0.3, 0.7, 0.3, 1.0)  # seconds
+GROWING = Backoff(first=0.2, factor=20, cap=0.8, jitter=0.25, max_age=600)
+SHORTEST = (0.15, 0.6, 0.6)  # what it leaves of its delays at least: without a cap, 80 s in the end
 
 
 @contract("RTY-01", Guarantee.NACK_DELAY)
@@ -46,6 +50,48 @@ def retried_with_a_delay(s: Scenario) -> None:
     if counts:
         first = [each for each in last if (each.attempt or 0) < 2]
         s.expect(not first, "it is no first attempt", first)
+
+
+@contract("RTY-02", Guarantee.NACK_DELAY, wish={"dead_letter": True, "max_attempts": 4})
+def it_waits_longer_each_time(s: Scenario) -> None:
+    """A backoff waits longer each time, up to its cap; what is used up or too old is parked."""
+    consumer = s.consumer(backoff=GROWING).start(_fail)
+    producer = s.producer()
+    fresh = producer.send(4)
+    stale = producer.send(2, timestamp=time.time() - 3600)
+    letters = s.letters().drain(fresh + stale, within=s.patience + 4 * GROWING.cap)
+    consumer.close()
+    s.expect(sorted(ids(letters)) == sorted(ids(fresh + stale)), "all are parked", fresh + stale)
+    reasons = dict.fromkeys(ids(fresh), "max_attempts") | dict.fromkeys(ids(stale), "max_age")
+    told = {str(one.id): one.message.headers.get("anymq-dead-reason") for one in letters}
+    s.expect(told == reasons, f"they say {reasons}: {told}", letters)
+    for message in fresh:
+        waits = _waits(s, message)
+        s.exercised("waits for the next attempt", len(waits), len(SHORTEST))
+        long = [had >= least for had, least in zip(waits, SHORTEST, strict=False)]
+        shown = ", ".join(f"{had:.2f}" for had in waits)
+        s.expect(all(long), f"at least {SHORTEST} s, longer each time: {shown}", message)
+        most = 1.25 * GROWING.cap + s.patience
+        s.expect(max(waits, default=0.0) < most, f"the cap holds: {shown} s", message)
+    runs = Counter(ids(s.history.of(Kind.RECEIVED)))
+    s.expect(all(runs[name] == 1 for name in ids(stale)), "too old: not tried again", stale)
+    s.judge("lost", "letter_missing", "letter_and_processed", "beyond_max", at_least=18)
+
+
+def _fail(taken: Taken) -> None:
+    with taken:
+        raise HandlerError("on purpose")
+
+
+def _waits(s: Scenario, message: Message) -> list[float]:
+    """Seconds from each failure of a message to its next delivery."""
+    failed, waits = None, []
+    for event in s.history.about([message.id]):
+        if event.kind is Kind.RECEIVED and failed is not None:
+            waits.append(event.at - failed)
+        elif event.kind is Kind.NACK:
+            failed = event.at
+    return waits
 
 
 @contract("RTY-03", Guarantee.NACK_DELAY)

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from anymq.attempts import Attempts
 from anymq.capabilities import Capabilities, Guarantee
 from anymq.closing import Closing
 from anymq.dead_letter import letter
@@ -24,7 +23,7 @@ from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
-from anymq.retry import Held, Retries, check_nack
+from anymq.retry import Backoff, Held, Retries, check_nack
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Subscription
 
@@ -58,6 +57,7 @@ class Consumer(Closing):
         max_hold: float = 3600.0,
         on_refused: OnRefused | None = None,
         not_retryable: tuple[type[Exception], ...] = (),
+        backoff: Backoff | None = None,
     ) -> None:
         self.subscription = subscription
         self.capabilities = capabilities
@@ -76,10 +76,9 @@ class Consumer(Closing):
         self._waiters = 0
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
         self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
-        self._retries = Retries()
+        self._retries = Retries(subscription.max_attempts, backoff)
         self._kept = self._retries.waiting
         self._expired = 0
-        self._attempts = Attempts(subscription.max_attempts)
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
         self._expiring = False  # something that expires has come: look at the clock from now on
@@ -322,12 +321,13 @@ class Consumer(Closing):
             self._raise_if_lost(delivery)
 
     def nack(
-        self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
+        self, delivery: Delivery, delay: float | None = None, error: BaseException | None = None
     ) -> None:
         """See Delivery.nack()."""
+        delay = self._retries.delay(delivery, delay)
         check_nack(self.capabilities, delay, self._max_hold)
-        if self._attempts.used_up(delivery):
-            self._park(delivery, "max_attempts", error)
+        if reason := self._retries.given_up(delivery):
+            self._park(delivery, reason, error)
         elif delay > self.capabilities.limits.nack_delay or type(delivery) is Held:
             self._hold(delivery, delay)
         else:

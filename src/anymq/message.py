@@ -85,7 +85,7 @@ class Owner(Protocol):
 
     def ack(self, delivery: Delivery, wait: bool = False) -> None: ...
     def nack(
-        self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
+        self, delivery: Delivery, delay: float | None = None, error: BaseException | None = None
     ) -> None: ...
     def dead_letter(
         self, delivery: Delivery, reason: str, error: BaseException | None = None
@@ -167,9 +167,10 @@ class Delivery:
         the broker has applied it. Raises LeaseLostError with `wait` when it is no longer ours."""
         self.owner.ack(self, wait)
 
-    def nack(self, delay: float = 0.0, error: BaseException | None = None) -> None:
-        """Handling failed: give it again, after `delay` seconds. When `max_attempts` are used up
-        it goes to the dead letters instead, with `error` in a header."""
+    def nack(self, delay: float | None = None, error: BaseException | None = None) -> None:
+        """Handling failed: give it again, after `delay` seconds; None is what the consumer's
+        `backoff` says, else at once. When `max_attempts` are used up it goes to the dead letters
+        instead, with `error` in a header."""
         self.owner.nack(self, delay, error)
 
     def dead_letter(self, reason: str, error: BaseException | None = None) -> None:

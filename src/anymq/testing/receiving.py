@@ -55,7 +55,7 @@ class Taken:
         if wait:
             self.consumer.note(Kind.FLUSHED, id=self.id)
 
-    def nack(self, delay: float = 0.0, error: BaseException | None = None) -> None:
+    def nack(self, delay: float | None = None, error: BaseException | None = None) -> None:
         due = self.consumer.history.now() + delay if delay else None
         self._settle(Kind.NACK, lambda: self.delivery.nack(delay, error), due)
 
