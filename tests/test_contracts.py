@@ -17,9 +17,7 @@ UNDER_CONTRACT = {one.guarantee for one in CONTRACTS.values() if one.guarantee}
 PENDING = {
     Guarantee.SEND_CONFIRMED,
     Guarantee.SEND_PERSISTENT,
-    Guarantee.SEND_ORDER_ON_FAILURE,
     Guarantee.DEDUPLICATION,
-    Guarantee.SEEK_TIME,
     Guarantee.EXACTLY_ONCE,
     Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,

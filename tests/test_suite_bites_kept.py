@@ -1,0 +1,170 @@
+"""Claims and faults about retries, replay and failed sends that contracts must catch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import anymq.memory.adapter
+from anymq import Backoff
+from anymq.capabilities import Capabilities, Fact, Guarantee, Level
+from anymq.errors import RejectedError
+from anymq.memory import BACKEND, MemoryAdapter, MemoryBroker
+from anymq.memory.adapter import MemorySender
+from anymq.memory.broker import Queue
+from anymq.message import Message, SendOutcome, Status
+from anymq.spi import Done, Subscription, Topic
+from anymq.testing.columns import Source
+from anymq.testing.contract import CONTRACTS, load
+from anymq.testing.mutants import Mutant
+from anymq.testing.mutants.base import Part
+from anymq.testing.runner import run
+from anymq.testing.verdict import Outcome
+
+load()
+
+
+def outcome(contract: str, part: Part | None = None) -> Outcome:
+    column = Source("memory").open()
+    if part is not None:
+        column = Mutant("other", part.__doc__ or "", part, ()).column(2.0, f"other-{contract}")
+    return run(CONTRACTS[contract], column).outcome
+
+
+@pytest.fixture
+def claim(monkeypatch: pytest.MonkeyPatch) -> Callable[[Guarantee], None]:
+    """Let the in-memory broker declare a guarantee."""
+
+    def claim(guarantee: Guarantee) -> None:
+        def declare(
+            options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
+        ) -> Capabilities:
+            found = BACKEND.declare(options, at, server)
+            facts = {**found.facts, guarantee: Fact(Level.NATIVE, "so it says")}
+            return replace(found, facts=facts)
+
+        monkeypatch.setattr("anymq.memory.BACKEND", replace(BACKEND, declare=declare))
+        monkeypatch.setattr(anymq.memory.adapter, "declare", declare)
+
+    return claim
+
+
+class FailsWhatFollows(MemorySender):
+    """A sender whose key stays closed once one of its sends has failed."""
+
+    def __init__(self, session: MemoryAdapter, to: Topic | Subscription) -> None:
+        super().__init__(session, to)
+        self.closed: set[str | None] = set()
+
+    def send(self, batch: Sequence[Message], done: Done) -> None:
+        outcomes: list[SendOutcome] = []
+        for message in batch:
+            if message.key in self.closed:
+                why = RejectedError(f"an earlier send of key {message.key!r} has failed")
+                outcomes.append(SendOutcome(Status.FAILED, why))
+                continue
+            super().send([message], outcomes.extend)
+            if outcomes[-1].error:
+                self.closed.add(message.key)
+        done(outcomes)
+
+
+class FailsEverything(FailsWhatFollows):
+    """One failed send closes all keys."""
+
+    def send(self, batch: Sequence[Message], done: Done) -> None:
+        if self.closed:
+            self.closed |= {message.key for message in batch}
+        super().send(batch, done)
+
+
+def test_order_on_failure(claim: Callable[[Guarantee], None]) -> None:
+    assert outcome("ORD-07") is Outcome.DIFFERS
+    assert outcome("ORD-07", FailsWhatFollows) is Outcome.BROKEN  # better than it declares
+    claim(Guarantee.SEND_ORDER_ON_FAILURE)
+    assert outcome("ORD-07") is Outcome.BROKEN
+    assert outcome("ORD-07", FailsWhatFollows) is Outcome.HOLDS
+    assert outcome("ORD-07", FailsEverything) is Outcome.BROKEN
+
+
+class Keeping(Queue):
+    """Keeps what was handled."""
+
+    def __init__(self, broker: MemoryBroker, subscription: Subscription) -> None:
+        super().__init__(broker, subscription)
+        self.log: list[tuple[float, Message]] = []
+
+    def put(self, batch: Iterable[Message]) -> None:
+        batch = list(batch)
+        self.log += [(time.time(), message) for message in batch]
+        super().put(batch)
+
+
+class GoesBack(MemoryAdapter):
+    """A session that can go back in time."""
+
+    def seek(self, subscription: Subscription, when: float | None) -> None:
+        for queue in self.rewound(subscription):
+            assert isinstance(queue, Keeping)
+            Queue.put(queue, [message for at, message in queue.log if at >= (when or 0.0)])
+
+    def rewound(self, subscription: Subscription) -> Iterable[Queue]:
+        return [self.broker.queue(subscription)]
+
+
+class TakesOthersAlong(GoesBack):
+    """All subscriptions of the topic go back together."""
+
+    def rewound(self, subscription: Subscription) -> Iterable[Queue]:
+        return self.broker.find(subscription.topic).values()
+
+
+class GoesBackTooFar(GoesBack):
+    """Whatever the time, it begins at the beginning."""
+
+    def seek(self, subscription: Subscription, when: float | None) -> None:
+        super().seek(subscription, None)
+
+
+def keeping(session: type[MemoryAdapter]) -> Part:
+    def make(self: MemoryBroker) -> None:
+        MemoryBroker.__init__(self)
+        self.queue_class, self.session_class = Keeping, session
+
+    return type("Kept", (MemoryBroker,), {"__init__": make, "__doc__": session.__doc__})
+
+
+def test_seeking(claim: Callable[[Guarantee], None]) -> None:
+    claim(Guarantee.SEEK_TIME)
+    assert outcome("RPL-02") is Outcome.BROKEN  # it says that it can, and cannot
+    assert outcome("RPL-02", keeping(GoesBack)) is Outcome.HOLDS
+    assert outcome("RPL-02", keeping(GoesBackTooFar)) is Outcome.BROKEN
+
+
+def test_replay(claim: Callable[[Guarantee], None]) -> None:
+    claim(Guarantee.REPLAY)
+    assert outcome("RPL-03") is Outcome.BROKEN
+    assert outcome("RPL-03", keeping(GoesBack)) is Outcome.HOLDS
+    assert outcome("RPL-03", keeping(TakesOthersAlong)) is Outcome.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("delay", lambda backoff, attempt: backoff.first),  # it does not grow
+        ("delay", lambda backoff, attempt: backoff.first * backoff.factor ** (attempt - 1)),
+        ("delay", lambda backoff, attempt: 0.0),
+        ("too_old", lambda backoff, message: False),
+        ("too_old", lambda backoff, message: True),
+    ],
+    ids=["same", "uncapped", "none", "never-old", "always-old"],
+)
+def test_a_backoff_that_is_wrong(
+    name: str, wrong: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, name, wrong)
+    assert outcome("RTY-02") is Outcome.BROKEN
