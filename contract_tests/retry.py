@@ -10,7 +10,7 @@ from anymq import Backoff, Guarantee, Message
 from anymq.errors import DecodeError
 from anymq.testing.contract import contract
 from anymq.testing.history import Kind
-from anymq.testing.receiving import HandlerError, Taken, ids
+from anymq.testing.receiving import HandlerError, RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 
 DELAYS = (1.5, 0.3, 0.7, 0.3, 1.0)  # seconds
@@ -147,3 +147,64 @@ def what_cannot_help_is_not_retried(s: Scenario) -> None:
     reasons = {"not_retryable", "undecodable"}
     s.expect(told == reasons, f"they say {sorted(reasons)}: {told}", found)
     s.judge("lost", "letter_and_processed", "letter_duplicated", at_least=10)
+
+
+OUTLIVES = 5.0  # seconds: usually longer than a restart takes
+AGED = 2.0  # seconds from which on a new queue survives whatever happens to its broker
+
+
+@contract("RTY-05", Guarantee.ATTEMPT_COUNT, depends=Guarantee.NACK, wants={"restart"})
+def a_retry_is_the_brokers(s: Scenario) -> None:
+    """Attempts and delays outlive consumer and broker; what a handler did to a message does not."""
+    producer = s.producer()
+    _scribble_and_wait(s)
+    sent = producer.send(4, keys=["k"], headers={"own": "as sent"})
+    consumer = s.consumer()
+    delay = (OUTLIVES if s.breakable else 0.5) if s.usable(Guarantee.NACK_DELAY) else 0.0
+    begun = time.monotonic()
+    for number, taken in enumerate(_failed(consumer, 4)):
+        taken.nack(0.1 if delay and number % 2 else 0.0)  # what it waits in is made, and ages
+    again = _failed(consumer, 4)
+    s.exercised("second attempts", len(again), 4)
+    s.until(lambda: time.monotonic() > begun + AGED or not s.breakable, AGED)
+    for number, taken in enumerate(again):
+        taken.nack(delay if number % 2 else 0.0)
+    consumer.close()
+    if s.breakable:
+        s.fault("restart")
+        s.reconnect()
+    last = s.consumer().drain(sent, within=s.patience + delay)
+    s.expect(sorted(ids(last)) == sorted(ids(sent)), "all four come again, once", sent)
+    counts = [taken.attempt for taken in last]
+    s.expect(counts == [3] * 4, f"it is the third attempt of each: {counts}", last)
+    s.judge("lost", "early", "attempt_gap", at_least=12)
+
+
+def _failed(consumer: RecordingConsumer, n: int) -> list[Taken]:
+    """Deliveries that a handler has begun to change before it fails."""
+    taken = consumer.take(n)
+    for each in taken:
+        each.message.body, each.message.key = b"changed", "changed"
+        headers = each.message.headers
+        if isinstance(headers, dict):
+            headers |= {"own": "changed", "added": "by a handler"}
+    return taken
+
+
+def _scribble_and_wait(s: Scenario) -> None:
+    """The same where a consumer in order keeps what waits for its next attempt."""
+    ordered = s.new_subscription("ordered", s.new_topic(), ordered=True)
+    if not (
+        s.capabilities(ordered).has(Guarantee.ORDER_PER_KEY) and s.usable(Guarantee.NACK_DELAY)
+    ):
+        return
+    s.provision(ordered.topic, ordered)
+    consumer = s.consumer(ordered)
+    sent = s.producer(ordered.topic).send(2, keys=["k"], headers={"own": "as sent"})
+    for _ in range(2):
+        for taken in _failed(consumer, 1):
+            taken.nack(delay=0.2)
+    got = consumer.drain(sent)
+    whole = all(one.message.headers == {"own": "as sent"} for one in got)
+    s.expect(whole and len(got) == 2, "what a handler changed is not what the next gets", got)
+    consumer.close()

@@ -12,13 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from anymq.capabilities import Capabilities, Guarantee
 from anymq.closing import Closing
 from anymq.dead_letter import letter
-from anymq.errors import (
-    AnymqError,
-    ClosedError,
-    ConfigError,
-    DecodeError,
-    LeaseLostError,
-)
+from anymq.errors import AnymqError, ClosedError, ConfigError, DecodeError, LeaseLostError
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
@@ -76,7 +70,7 @@ class Consumer(Closing):
         self._waiters = 0
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
         self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
-        self._retries = Retries(subscription.max_attempts, backoff)
+        self._retries = Retries(subscription.max_attempts, backoff, capabilities, max_hold)
         self._kept = self._retries.waiting
         self._expired = 0
         self._parking = 0  # letters on their way
@@ -236,6 +230,8 @@ class Consumer(Closing):
             if isinstance(error, Exception):
                 self._fail(error)
             raise
+        if self._retries.holds:
+            self._retries.remember(fetched)
         back: Sequence[Delivery] = ()
         with self._lock:
             if self._lanes is not None:

@@ -112,8 +112,8 @@ class Delivery:
     deadline  time.monotonic() at which the broker gives it to somebody else; None where time
               alone never does that.
     native    the client library's object.
-    handle    what the adapter needs to settle it. `owner`, `state`, `since` and `number` are the
-              portable layer's.
+    handle    what the adapter needs to settle it. `owner`, `state`, `since`, `number` and
+              `original` are the portable layer's.
     """
 
     __slots__ = (
@@ -125,6 +125,7 @@ class Delivery:
         "message",
         "native",
         "number",
+        "original",
         "owner",
         "since",
         "state",
@@ -132,6 +133,7 @@ class Delivery:
 
     owner: Owner
     number: int  # its place in its lane, where it has one
+    original: Message  # as it came, where the consumer itself may hand it out again
 
     def __init__(
         self,

@@ -9,8 +9,8 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from anymq.attempts import Attempts
 from anymq.capabilities import Capabilities, Guarantee, Level
@@ -81,11 +81,16 @@ def check_nack(capabilities: Capabilities, delay: float, max_hold: float) -> Non
         raise UnsupportedError(f"nack on {capabilities.about}: {fact.reason}")
     if not delay:
         return
-    longest = capabilities.limits.nack_delay
-    if capabilities.level(Guarantee.NACK_DELAY) is Level.EMULATED:
-        longest = max(longest, min(max_hold, capabilities.limits.hold or 1e9))
+    longest = max(capabilities.limits.nack_delay, _longest_hold(capabilities, max_hold))
     if not 0 < delay <= longest:
         raise UnsupportedError(f"nack(delay={delay}) on {capabilities.about}: 0 to {longest:g} s")
+
+
+def _longest_hold(capabilities: Capabilities, max_hold: float) -> float:
+    """Seconds that the consumer itself can keep a delivery back."""
+    if capabilities.level(Guarantee.NACK_DELAY) is not Level.EMULATED:
+        return 0.0
+    return min(max_hold, capabilities.limits.hold or 1e9)
 
 
 def check_backoff(
@@ -116,7 +121,14 @@ class Retries:
     unsettled, until it is due. Called with the consumer's lock held, but for delay() and
     given_up()."""
 
-    def __init__(self, max_attempts: int | None, backoff: Backoff | None) -> None:
+    def __init__(
+        self,
+        max_attempts: int | None,
+        backoff: Backoff | None,
+        capabilities: Capabilities,
+        max_hold: float,
+    ) -> None:
+        self.holds = _longest_hold(capabilities, max_hold) > capabilities.limits.nack_delay
         self._attempts = Attempts(max_attempts, counts=backoff is not None)
         self._backoff = backoff
         self.waiting: list[tuple[float, int, Held]] = []  # a heap, by time.monotonic(); one object
@@ -140,10 +152,15 @@ class Retries:
         too_old = self._backoff is not None and self._backoff.too_old(delivery.message)
         return "max_age" if too_old and not delivery.settled else None
 
+    def remember(self, fetched: Iterable[Delivery]) -> None:
+        """Where deliveries may be kept: what a handler does to a message is not for the next."""
+        for delivery in fetched:
+            delivery.original = _copy(delivery.message)
+
     def keep(self, delivery: Delivery, delay: float) -> None:
         """Hand it out again after `delay` seconds, as the attempt after this one."""
         held = Held(
-            delivery.message,
+            _copy(delivery.original),
             delivery.handle,
             delivery.claim,
             None if delivery.attempt is None else delivery.attempt + 1,
@@ -151,7 +168,7 @@ class Retries:
             delivery.deadline,
             delivery.native,
         )
-        held.since = delivery.since
+        held.since, held.original = delivery.since, delivery.original
         if delivery.lane is not None:
             held.number = delivery.number
         heapq.heappush(self.waiting, (time.monotonic() + delay, next(self._numbers), held))
@@ -182,3 +199,7 @@ class Retries:
         gone: list[Delivery] = list(self)
         self.waiting.clear()
         return gone
+
+
+def _copy(message: Message) -> Message:
+    return replace(message, headers=dict(message.headers))
