@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from anymq import Backoff, Guarantee, Message
-from anymq.errors import DecodeError
+from anymq.errors import ConnectionLostError, DecodeError
+from anymq.spi import Refusal
 from anymq.testing.contract import contract
 from anymq.testing.history import Kind
 from anymq.testing.receiving import HandlerError, RecordingConsumer, Taken, ids
@@ -160,7 +163,8 @@ def a_retry_is_the_brokers(s: Scenario) -> None:
     _scribble_and_wait(s)
     sent = producer.send(4, keys=["k"], headers={"own": "as sent"})
     consumer = s.consumer()
-    delay = (OUTLIVES if s.breakable else 0.5) if s.usable(Guarantee.NACK_DELAY) else 0.0
+    kept = s.capabilities().limits.nack_delay >= OUTLIVES  # else the consumer keeps it
+    delay = (OUTLIVES if s.breakable else 0.5) if kept else 0.0
     begun = time.monotonic()
     for number, taken in enumerate(_failed(consumer, 4)):
         taken.nack(0.1 if delay and number % 2 else 0.0)  # what it waits in is made, and ages
@@ -208,3 +212,71 @@ def _scribble_and_wait(s: Scenario) -> None:
     whole = all(one.message.headers == {"own": "as sent"} for one in got)
     s.expect(whole and len(got) == 2, "what a handler changed is not what the next gets", got)
     consumer.close()
+
+
+@contract("RTY-06", Guarantee.AT_LEAST_ONCE, wish={"dead_letter": True, "max_attempts": 5})
+def errors_of_what_handles_errors(s: Scenario) -> None:
+    """When what handles a failure fails too, the message comes again; one critical line tells."""
+
+    def explode(refused: Sequence[Refusal]) -> None:
+        raise HandlerError("as a callback may")
+
+    consumer = s.consumer(on_refused=explode)
+    producer = s.producer()
+    producer.send(3)
+    first, *others = consumer.take(3)
+    with _critical(s) as told:
+        consumer.refuse_next_ack()
+        first.ack()
+        s.error_of(consumer.flush)  # which says that something was refused
+    s.expect(len(told) == 1, f"a callback that fails is told once: {told}", first)
+    for taken in others:
+        taken.ack()
+    consumer.drain(producer.send(2))
+    consumer.close()
+    last = s.consumer()
+    again = last.drain([first])
+    last.close()
+    s.expect(ids(again) == [first.id], "what was refused comes again, and nothing else", first)
+    if s.subscription.dead_letter:
+        _nowhere_to_park(s)
+    s.judge("lost", "after_release", "unexplained", "letter_and_processed", at_least=6)
+
+
+def _nowhere_to_park(s: Scenario) -> None:
+    """Neither the letter is stored nor can the message be given back."""
+    consumer = s.consumer()
+    sent = s.producer().send(2)
+    first, other = consumer.take(2)
+    consumer.lose_next_letter()
+    consumer.fail_next("nack", ConnectionLostError("not given back, on purpose"))
+    with _critical(s) as told:
+        first.dead_letter("on purpose")
+        failed = s.error_of(lambda: consumer.take(1))
+    s.expect(len(told) == 1, f"a letter that is not stored is told once: {told}", first)
+    s.expect(failed, "and raised by the next call", first)
+    other.ack()
+    began = time.monotonic()
+    consumer.close(timeout=20.0)
+    took = time.monotonic() - began
+    s.expect(took < 15.0, f"nothing is waited for: closing took {took:.0f} s", first)
+    again = s.consumer().drain(sent[:1])
+    s.expect(ids(again) == [first.id], "the message comes again, and nothing else", first)
+
+
+@contextlib.contextmanager
+def _critical(s: Scenario) -> Iterator[list[str]]:
+    """The critical lines that are logged meanwhile about the subscription of the case."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if str(s.subscription) in record.getMessage():
+                lines.append(record.getMessage())
+
+    handler, log = Handler(logging.CRITICAL), logging.getLogger("anymq")
+    log.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,14 +11,15 @@ from typing import Any
 import pytest
 
 import anymq.memory.adapter
-from anymq import Backoff
+from anymq import Backoff, retry
 from anymq.capabilities import Capabilities, Fact, Guarantee, Level
 from anymq.errors import RejectedError
 from anymq.memory import BACKEND, MemoryAdapter, MemoryBroker
 from anymq.memory.adapter import MemorySender
 from anymq.memory.broker import Queue
 from anymq.message import Message, SendOutcome, Status
-from anymq.spi import Done, Subscription, Topic
+from anymq.settling import Settling
+from anymq.spi import Done, Refusal, Subscription, Topic
 from anymq.testing.columns import Source
 from anymq.testing.contract import CONTRACTS, load
 from anymq.testing.mutants import Mutant
@@ -26,6 +28,7 @@ from anymq.testing.runner import run
 from anymq.testing.verdict import Outcome
 
 load()
+Claim = Callable[..., None]
 
 
 def outcome(contract: str, part: Part | None = None) -> Outcome:
@@ -36,16 +39,18 @@ def outcome(contract: str, part: Part | None = None) -> Outcome:
 
 
 @pytest.fixture
-def claim(monkeypatch: pytest.MonkeyPatch) -> Callable[[Guarantee], None]:
+def claim(monkeypatch: pytest.MonkeyPatch) -> Claim:
     """Let the in-memory broker declare a guarantee."""
 
-    def claim(guarantee: Guarantee) -> None:
+    def claim(guarantee: Guarantee, level: Level = Level.NATIVE) -> None:
         def declare(
             options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
         ) -> Capabilities:
             found = BACKEND.declare(options, at, server)
-            facts = {**found.facts, guarantee: Fact(Level.NATIVE, "so it says")}
-            return replace(found, facts=facts)
+            facts = {**found.facts, guarantee: Fact(level, "so it says")}
+            held = level is Level.EMULATED  # by the consumer: its own nack takes no delay
+            limits = replace(found.limits, nack_delay=0.0) if held else found.limits
+            return replace(found, facts=facts, limits=limits)
 
         monkeypatch.setattr("anymq.memory.BACKEND", replace(BACKEND, declare=declare))
         monkeypatch.setattr(anymq.memory.adapter, "declare", declare)
@@ -82,7 +87,7 @@ class FailsEverything(FailsWhatFollows):
         super().send(batch, done)
 
 
-def test_order_on_failure(claim: Callable[[Guarantee], None]) -> None:
+def test_order_on_failure(claim: Claim) -> None:
     assert outcome("ORD-07") is Outcome.DIFFERS
     assert outcome("ORD-07", FailsWhatFollows) is Outcome.BROKEN  # better than it declares
     claim(Guarantee.SEND_ORDER_ON_FAILURE)
@@ -138,14 +143,14 @@ def keeping(session: type[MemoryAdapter]) -> Part:
     return type("Kept", (MemoryBroker,), {"__init__": make, "__doc__": session.__doc__})
 
 
-def test_seeking(claim: Callable[[Guarantee], None]) -> None:
+def test_seeking(claim: Claim) -> None:
     claim(Guarantee.SEEK_TIME)
     assert outcome("RPL-02") is Outcome.BROKEN  # it says that it can, and cannot
     assert outcome("RPL-02", keeping(GoesBack)) is Outcome.HOLDS
     assert outcome("RPL-02", keeping(GoesBackTooFar)) is Outcome.BROKEN
 
 
-def test_replay(claim: Callable[[Guarantee], None]) -> None:
+def test_replay(claim: Claim) -> None:
     claim(Guarantee.REPLAY)
     assert outcome("RPL-03") is Outcome.BROKEN
     assert outcome("RPL-03", keeping(GoesBack)) is Outcome.HOLDS
@@ -168,3 +173,31 @@ def test_a_backoff_that_is_wrong(
 ) -> None:
     monkeypatch.setattr(Backoff, name, wrong)
     assert outcome("RTY-02") is Outcome.BROKEN
+
+
+def test_what_a_handler_did_to_a_message_that_is_kept_here(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(Guarantee.NACK_DELAY, Level.EMULATED)
+    assert outcome("RTY-05") is Outcome.HOLDS
+    monkeypatch.setattr(retry, "_copy", lambda message: message)
+    assert outcome("RTY-05") is Outcome.BROKEN
+
+
+def test_a_callback_that_ends_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(settling: Settling, refused: Sequence[Refusal]) -> None:
+        assert settling._on_refused is not None
+        settling._on_refused(refused)
+
+    monkeypatch.setattr(Settling, "_tell", tell)
+    assert outcome("RTY-06") is Outcome.BROKEN
+
+
+def test_an_error_path_that_says_nothing() -> None:
+    assert outcome("RTY-06") is Outcome.HOLDS
+    log = logging.getLogger("anymq")
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        assert outcome("RTY-06") is Outcome.BROKEN
+    finally:
+        log.setLevel(logging.NOTSET)

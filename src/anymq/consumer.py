@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -482,14 +483,15 @@ class Consumer(Closing):
             self._upkeep_wake.set()
         else:
             if not self._blocked:  # the rest of a batch fails the same way: said once
-                log.error(
+                log.critical(
                     "the dead letter of message %s of %s was not stored; it comes again: %s",
                     delivery.message.id,
                     self.subscription,
                     failure,
                 )
             self._blocked = True
-            self._give_lane_back(delivery, self._failed)
+            with contextlib.suppress(AnymqError):  # else it comes again when this consumer ends
+                self._give_lane_back(delivery, self._failed)
             self._fail(failure)
         self._freed(delivery)
         with self._lock:
