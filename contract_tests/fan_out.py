@@ -6,7 +6,8 @@ import time
 from threading import Event
 
 from anymq import Guarantee, Message, Status
-from anymq.capabilities import PROMISED
+from anymq.capabilities import PROMISED, Fact
+from anymq.testing import patterns
 from anymq.testing.contract import contract
 from anymq.testing.history import Kind
 from anymq.testing.receiving import RecordingConsumer, Taken, ids
@@ -176,6 +177,32 @@ def _at_leisure(taken: Taken) -> None:
 def _patience(s: Scenario) -> float:
     """How long to wait for what comes only where consumers share."""
     return s.patience if s.promised(Guarantee.COMPETING) else 0.5
+
+
+def by_pattern(s: Scenario) -> Fact:
+    """What is declared of a subscription that asks for one."""
+    at = patterns.usable(s.broker, s.topic.name).subscription
+    return s.capabilities(at).fact(Guarantee.PATTERN)
+
+
+@contract("FAN-07", Guarantee.PATTERN, provision=False, judged_by=by_pattern)
+def a_pattern_chooses(s: Scenario) -> None:
+    """A subscription by pattern gets all that is sent where the pattern matches, and only that."""
+    pattern = patterns.usable(s.broker, s.topic.name)
+    s.provision(*pattern.inside, pattern.outside, pattern.beside, pattern.subscription)
+    every, beside = s.consumer(pattern.subscription), s.consumer(pattern.beside)
+    sent: list[Message] = []
+    for number in range(10):
+        for topic in pattern.inside:
+            sent += s.producer(topic).send(1, id=f"{topic}-{number}")
+    outside = s.producer(pattern.outside).send(10)
+    got, others = every.drain(sent), beside.drain(outside)
+    s.exercised("messages that it got", len(got), 1)
+    s.expect(sorted(ids(got)) == sorted(ids(sent)), "it gets these, once, and nothing else", got)
+    s.expect(ids(others) == ids(outside), "who subscribes to one alone gets only that", others)
+    for topic in pattern.inside:
+        order = [name for name in ids(got) if name.startswith(f"{topic}-")]
+        s.expect(order == sorted(order), f"those of one topic come in their order: {order}", got)
 
 
 @contract("FAN-08", Guarantee.FAN_OUT)

@@ -19,7 +19,6 @@ PENDING = {
     Guarantee.SEND_PERSISTENT,
     Guarantee.DEDUPLICATION,
     Guarantee.EXACTLY_ONCE,
-    Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,
 }
 

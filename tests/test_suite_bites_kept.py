@@ -1,7 +1,8 @@
-"""Claims and faults about retries, replay and failed sends that contracts must catch."""
+"""Claims and faults about retries, replay, patterns and failed sends that contracts must catch."""
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from anymq.memory.adapter import MemorySender
 from anymq.memory.broker import Queue
 from anymq.message import Message, SendOutcome, Status
 from anymq.settling import Settling
-from anymq.spi import Done, Refusal, Subscription, Topic
+from anymq.spi import Done, Mode, Refusal, Subscription, Topic
 from anymq.testing.columns import Source
 from anymq.testing.contract import CONTRACTS, load
 from anymq.testing.mutants import Mutant
@@ -201,3 +202,51 @@ def test_an_error_path_that_says_nothing() -> None:
         assert outcome("RTY-06") is Outcome.BROKEN
     finally:
         log.setLevel(logging.NOTSET)
+
+
+class ChoosesByPattern(MemoryBroker):
+    """A subscription by pattern is a queue that all topics copy to which match."""
+
+    def provision(self, what: Topic | Subscription, mode: Mode) -> None:
+        if isinstance(what, Topic):
+            self.topics.setdefault(str(what), {})
+            return
+        queue = Queue(self, what)
+        for name, queues in self.topics.items():
+            if name == str(what.topic) or self.matches(name.rpartition("/")[2], self.glob(what)):
+                queues[what.name] = queue
+
+    def glob(self, at: Subscription) -> str:
+        return at.binding or getattr(at, "pattern", None) or "nothing"
+
+    def matches(self, name: str, glob: str) -> bool:
+        return fnmatch.fnmatchcase(name, glob)
+
+    def find(self, what: Topic | Subscription) -> dict[str, Queue]:
+        if isinstance(what, Topic):
+            return self.topics[str(what)]
+        found = [queues[what.name] for queues in self.topics.values() if what.name in queues]
+        return {what.name: found[0]}
+
+
+class MatchesTooMuch(ChoosesByPattern):
+    """A pattern matches whatever begins like it."""
+
+    def matches(self, name: str, glob: str) -> bool:
+        return name[:8] == glob[:8]
+
+
+class MatchesTooLittle(ChoosesByPattern):
+    """A pattern matches one topic."""
+
+    def matches(self, name: str, glob: str) -> bool:
+        return super().matches(name, glob) and name.endswith("one")
+
+
+def test_patterns(claim: Claim) -> None:
+    assert outcome("FAN-07") is Outcome.DIFFERS
+    claim(Guarantee.PATTERN)
+    assert outcome("FAN-07") is Outcome.BROKEN
+    assert outcome("FAN-07", ChoosesByPattern) is Outcome.HOLDS
+    assert outcome("FAN-07", MatchesTooMuch) is Outcome.BROKEN
+    assert outcome("FAN-07", MatchesTooLittle) is Outcome.BROKEN
