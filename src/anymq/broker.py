@@ -225,17 +225,16 @@ class Broker(Closing):
                 raise ConfigError(f"{name}={value}: it must be 1 or more")
         subscription = _subscription(subscription)
         self.check_use(subscription)
-        capabilities = self._adapter.capabilities(subscription)
         target = subscription.dead_topic
         if backoff is not None:
-            check_backoff(backoff, capabilities, max_hold, target is not None)
+            check_backoff(backoff, self.capabilities(subscription), max_hold, target is not None)
         letters = self.producer(target) if target else None
         if target and target.address is None:
             self._find_dead_letters(subscription)
         consumer = Consumer(
             self._adapter,
             subscription,
-            capabilities,
+            self._adapter.capabilities(subscription),
             letters,
             prefetch=prefetch,
             max_in_flight=max_in_flight,
