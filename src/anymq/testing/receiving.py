@@ -222,6 +222,7 @@ class RecordingConsumer:
         except BaseException:
             self.raw.close(0.1)  # what its thread left unsettled will never be
             raise
+        self.note(Kind.CLOSING)
         self.raw.close(timeout)
         self.note(Kind.CLOSED)
 
