@@ -185,6 +185,11 @@ def test_what_a_handler_did_to_a_message_that_is_kept_here(
     assert outcome("RTY-05") is Outcome.BROKEN
 
 
+def test_a_backoff_where_the_consumer_keeps_what_waits(claim: Claim) -> None:
+    claim(Guarantee.NACK_DELAY, Level.EMULATED)
+    assert outcome("RTY-02") is Outcome.EMULATED
+
+
 def test_a_callback_that_ends_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
     def tell(settling: Settling, refused: Sequence[Refusal]) -> None:
         assert settling._on_refused is not None
