@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import anymq.memory.adapter
+import anymq.memory.broker
 from anymq import Backoff, retry
 from anymq.capabilities import Capabilities, Fact, Guarantee, Level
 from anymq.errors import RejectedError
@@ -182,6 +183,11 @@ def test_what_a_handler_did_to_a_message_that_is_kept_here(
     claim(Guarantee.NACK_DELAY, Level.EMULATED)
     assert outcome("RTY-05") is Outcome.HOLDS
     monkeypatch.setattr(retry, "_copy", lambda message: message)
+    assert outcome("RTY-05") is Outcome.BROKEN
+
+
+def test_headers_that_messages_without_any_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anymq.memory.broker, "NO_HEADERS", {})
     assert outcome("RTY-05") is Outcome.BROKEN
 
 

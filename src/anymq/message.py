@@ -8,11 +8,28 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from anymq.errors import AnymqError, DecodeError, InvalidMessageError
 
-NO_HEADERS: Mapping[str, str] = {}
+
+class _NoHeaders(dict[str, str]):
+    """What all messages without headers share: who wrote into it would write into all of them."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            "headers are not changed in place: message.headers = {**message.headers, name: value}"
+        )
+
+    __setitem__ = _refuse
+    __ior__ = _refuse
+    update = _refuse
+    setdefault = _refuse
+
+
+NO_HEADERS: Mapping[str, str] = _NoHeaders()
 LAST_TIME = 253_402_300_800.0  # Unix time at the end of the year 9999
 
 
