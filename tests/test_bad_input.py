@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import operator
 import pickle
 import re
 import socket
@@ -417,7 +416,7 @@ def test_the_headers_of_a_message_without_any_belong_to_nobody() -> None:
         lambda: headers.__setitem__("a", "b"),
         lambda: headers.update(a="b"),
         lambda: headers.setdefault("a", "b"),
-        lambda: operator.ior(headers, {"a": "b"}),
+        lambda: headers.__ior__({"a": "b"}),
     ):
         with pytest.raises(TypeError, match="in place"):
             change()
