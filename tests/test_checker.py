@@ -124,6 +124,16 @@ BESIDES = {  # what else is in these stories, unavoidably
 }
 
 
+def test_what_is_given_back_may_come_before_the_close_has_returned() -> None:
+    """And an ack is applied for certain when it has."""
+    story = Story().send("a").get("a").end(Kind.CLOSING).get("a", who="e").ack("a", who="e")
+    assert set(found(story.judge())) == {"after_close"}
+    acked = Story().send("a").get("a").ack("a").end(Kind.CLOSING).get("a", who="e")
+    assert set(found(acked.judge())) == {"after_close"}
+    applied = Story().send("a").get("a").ack("a").end(Kind.CLOSING).end(Kind.CLOSED)
+    assert set(found(applied.get("a", who="e").judge())) == {"after_ack"}
+
+
 def test_every_class_has_a_story() -> None:
     assert set(STORIES) == set(CLASSES)
 

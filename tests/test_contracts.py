@@ -18,9 +18,6 @@ UNDER_CONTRACT = {one.guarantee for one in CONTRACTS.values() if one.guarantee}
 PENDING = {
     Guarantee.SEND_CONFIRMED,
     Guarantee.SEND_PERSISTENT,
-    Guarantee.SEND_ORDER_ON_FAILURE,
-    Guarantee.SEEK_TIME,
-    Guarantee.PATTERN,
     Guarantee.FOREIGN_READABLE,
 }
 

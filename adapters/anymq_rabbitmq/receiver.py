@@ -211,7 +211,7 @@ class RabbitReceiver(Receiver):
             attempt(method.redelivered, properties.headers or NO_HEADERS, self._counted),
             self._lane,
             ends,
-            (method, properties),
+            (method, properties, body),
         )
         if self._failed and method.redelivered:
             delivery.attempt, self._failed = self._failed + 1, 0

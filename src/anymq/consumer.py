@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -9,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from anymq.attempts import Attempts
 from anymq.capabilities import Capabilities, Guarantee
 from anymq.dead_letter import letter
 from anymq.errors import (
@@ -24,7 +24,7 @@ from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
-from anymq.retry import Held, Retries, check_nack
+from anymq.retry import Backoff, Held, Retries, check_nack
 from anymq.session import GOODBYE, Session
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Receiver, Subscription
@@ -61,6 +61,7 @@ class Consumer(Throttled):
         max_hold: float = 3600.0,
         on_refused: OnRefused | None = None,
         not_retryable: tuple[type[Exception], ...] = (),
+        backoff: Backoff | None = None,
         session: Session | None = None,
     ) -> None:
         """`session` opens it again when its receiver is lost; without one its loss is the end."""
@@ -82,10 +83,9 @@ class Consumer(Throttled):
         self._waiters = 0
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
         self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
-        self._retries = Retries()
+        self._retries = Retries(subscription.max_attempts, backoff, capabilities, max_hold)
         self._kept = self._retries.waiting
         self._expired = 0
-        self._attempts = Attempts(subscription.max_attempts)
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
         self._failure: BaseException | None = None
@@ -245,6 +245,8 @@ class Consumer(Throttled):
             if isinstance(error, Exception):
                 self._fail(error)
             raise
+        if self._retries.holds:
+            self._retries.remember(fetched)
         back: Sequence[Delivery] = ()
         with self._lock:
             if self._lanes is not None:
@@ -336,12 +338,13 @@ class Consumer(Throttled):
             self._raise_if_lost(delivery)
 
     def nack(
-        self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
+        self, delivery: Delivery, delay: float | None = None, error: BaseException | None = None
     ) -> None:
         """See Delivery.nack()."""
+        delay = self._retries.delay(delivery, delay)
         check_nack(self.capabilities, delay, self._max_hold)
-        if self._attempts.used_up(delivery):
-            self._park(delivery, "max_attempts", error)
+        if reason := self._retries.given_up(delivery):
+            self._park(delivery, reason, error)
         elif delay > self.capabilities.limits.nack_delay or type(delivery) is Held:
             self._hold(delivery, delay)
         else:
@@ -500,14 +503,15 @@ class Consumer(Throttled):
             self._upkeep_wake.set()
         elif not delivery.claim.ended:  # else it comes again anyway
             if not self._blocked:  # the rest of a batch fails the same way: said once
-                log.error(
+                log.critical(
                     "the dead letter of message %s of %s was not stored; it comes again: %s",
                     delivery.message.id,
                     self.subscription,
                     failure,
                 )
             self._blocked = True
-            self._give_lane_back(delivery, self._failed)
+            with contextlib.suppress(AnymqError):  # else it comes again when this consumer ends
+                self._give_lane_back(delivery, self._failed)
             self._fail(failure)
         self._freed(delivery)
         with self._lock:

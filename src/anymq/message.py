@@ -8,11 +8,28 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from anymq.errors import AnymqError, DecodeError, InvalidMessageError
 
-NO_HEADERS: Mapping[str, str] = {}
+
+class _NoHeaders(dict[str, str]):
+    """What all messages without headers share: who wrote into it would write into all of them."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            "headers are not changed in place: message.headers = {**message.headers, name: value}"
+        )
+
+    __setitem__ = _refuse
+    __ior__ = _refuse
+    update = _refuse
+    setdefault = _refuse
+
+
+NO_HEADERS: Mapping[str, str] = _NoHeaders()
 LAST_TIME = 253_402_300_800.0  # Unix time at the end of the year 9999
 
 
@@ -85,7 +102,7 @@ class Owner(Protocol):
 
     def ack(self, delivery: Delivery, wait: bool = False) -> None: ...
     def nack(
-        self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
+        self, delivery: Delivery, delay: float | None = None, error: BaseException | None = None
     ) -> None: ...
     def dead_letter(
         self, delivery: Delivery, reason: str, error: BaseException | None = None
@@ -112,8 +129,8 @@ class Delivery:
     deadline  time.monotonic() at which the broker gives it to somebody else; None where time
               alone never does that.
     native    the client library's object.
-    handle    what the adapter needs to settle it. `owner`, `state`, `since` and `number` are the
-              portable layer's.
+    handle    what the adapter needs to settle it. `owner`, `state`, `since`, `number` and
+              `original` are the portable layer's.
     """
 
     __slots__ = (
@@ -125,6 +142,7 @@ class Delivery:
         "message",
         "native",
         "number",
+        "original",
         "owner",
         "since",
         "state",
@@ -132,6 +150,7 @@ class Delivery:
 
     owner: Owner
     number: int  # its place in its lane, where it has one
+    original: Message  # as it came, where the consumer itself may hand it out again
 
     def __init__(
         self,
@@ -167,9 +186,10 @@ class Delivery:
         the broker has applied it. Raises LeaseLostError with `wait` when it is no longer ours."""
         self.owner.ack(self, wait)
 
-    def nack(self, delay: float = 0.0, error: BaseException | None = None) -> None:
-        """Handling failed: give it again, after `delay` seconds. When `max_attempts` are used up
-        it goes to the dead letters instead, with `error` in a header."""
+    def nack(self, delay: float | None = None, error: BaseException | None = None) -> None:
+        """Handling failed: give it again, after `delay` seconds; None is what the consumer's
+        `backoff` says, else at once. When `max_attempts` are used up it goes to the dead letters
+        instead, with `error` in a header."""
         self.owner.nack(self, delay, error)
 
     def dead_letter(self, reason: str, error: BaseException | None = None) -> None:

@@ -257,6 +257,12 @@ class Adapter(ABC):
         """Delete what is ready. What is in flight stays."""
         raise UnsupportedError("this broker has nothing to purge")
 
+    def seek(self, subscription: Subscription, when: float | None) -> None:
+        """Its next receivers begin with what was stored at this Unix time, or with the oldest that
+        is kept, handled or not; other subscriptions stay where they are. Called where
+        Guarantee.SEEK_TIME, or without a time Guarantee.REPLAY, is native."""
+        raise UnsupportedError("this broker cannot go back")
+
     def remove(self, what: Topic | Subscription) -> None:
         """Remove it with all its messages. What does not exist is no error. Never called with an
         address."""

@@ -75,6 +75,7 @@ class _Checker:
             Kind.RECEIVED: self._received,
             Kind.LETTER: self._letter,
             Kind.FLUSHED: self._confirm,
+            Kind.CLOSING: self._leaving,
             Kind.CLOSED: self._end,
             Kind.CRASH: self._end,
             Kind.FAULT: self._fault,
@@ -205,6 +206,9 @@ class _Checker:
         for state in self.unconfirmed.pop(event.who, ()):
             if state.settled and state.settled.who == event.who:
                 state.confirmed = True
+
+    def _leaving(self, event: Event) -> None:
+        self.ended[event.who] = event
 
     def _end(self, event: Event) -> None:
         if event.kind is Kind.CLOSED:

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     STALE = "stale"  # settled again, or after it was lost: says nothing about the message
     LETTER = "letter"  # read from the dead letters
     FLUSHED = "flushed"  # every ack of this consumer so far is applied
+    CLOSING = "closing"  # a consumer begins to close: from here on what it holds may come again
     CLOSED = "closed"  # a consumer closed in good order: its acks are applied, the rest given back
     CRASH = "crash"  # a producer or consumer died with all it held
     FAULT = "fault"  # something was done to the broker or to the way to it

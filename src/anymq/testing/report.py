@@ -50,6 +50,7 @@ _FIRST = {  # what an event says by itself
     Kind.STALE: "settles {m}, too late",
     Kind.LETTER: "reads {m} from the dead letters",
     Kind.FLUSHED: "all its acks so far are applied",
+    Kind.CLOSING: "begins to close",
     Kind.CLOSED: "closes",
     Kind.CRASH: "dies with all it holds",
 }

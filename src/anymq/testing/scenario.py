@@ -127,9 +127,9 @@ class Scenario:
         return Subscription(topic or self.topic, name, **options)
 
     def provision(self, *what: Topic | Subscription) -> None:
-        """Make them; they are removed at the end."""
+        """Make them; they are removed at the end, but for what is somebody else's."""
         what = what or (self.topic, self.subscription)
-        self._made += what
+        self._made += [one for one in what if one.address is None]
         self.broker.provision(*what)
 
     def connect(self, url: str = "", *, reconnect: bool = False, **options: Any) -> Broker:

@@ -12,6 +12,7 @@ broker itself. A contract that passes on it although it is named here is a bug i
 | settling | acks, nacks, releases, extensions |
 | sending | where it goes, and what the sender is told |
 | sessions | what they leave behind, what they miss, what a child makes of them |
+| groups | consumers and subscriptions that come, go or stand still |
 | timing | delays, expiry, priorities, what one consumer keeps from others |
 | dead_letters | dead letters and retries |
 | admin | making and checking topics and subscriptions |
@@ -22,6 +23,7 @@ from __future__ import annotations
 from anymq.testing.mutants import (  # importing registers them
     admin,
     dead_letters,
+    groups,
     handing_out,
     payload,
     redriving,
@@ -38,6 +40,7 @@ __all__ = [
     "Mutant",
     "admin",
     "dead_letters",
+    "groups",
     "handing_out",
     "mutant",
     "payload",

@@ -68,7 +68,7 @@ class ForgetsNack(MemoryReceiver):
         return self.ack(deliveries)
 
 
-@mutant("RTY-01")
+@mutant("RTY-01", "RTY-02")
 class IgnoresTheDelay(MemoryReceiver):
     """A nack with a delay comes back at once."""
 
@@ -76,7 +76,7 @@ class IgnoresTheDelay(MemoryReceiver):
         return super().nack(deliveries, 0.0)
 
 
-@mutant("RTY-01")
+@mutant("RTY-01", "RTY-02")
 class DelaysForEver(MemoryReceiver):
     """A nack with a delay comes back a minute late."""
 
