@@ -48,6 +48,7 @@ _FIRST = {  # what an event says by itself
     Kind.RELEASE: "gives {m} back",
     Kind.DEAD_LETTER: "parks {m} as a dead letter",
     Kind.STALE: "settles {m}, too late",
+    Kind.REFUSED: "is told that it settled {m} too late",
     Kind.LETTER: "reads {m} from the dead letters",
     Kind.FLUSHED: "all its acks so far are applied",
     Kind.CLOSED: "closes",
