@@ -330,6 +330,15 @@ def test_the_last_nack_needs_a_letter() -> None:
     assert found(story.judge(max_attempts=2)) == {"after_nack": 1, "letter_missing": 1}
 
 
+def test_a_lane_is_shared_by_producers_and_where_there_is_no_key_by_all_without() -> None:
+    for key in ("k", None):
+        story = Story().send("a", key=key).get("a", "b", key=key).back("a", key=key)
+        story.add(Kind.SEND, "q", TOPIC, id="b", key=key, seq=0).get("a", "b", key=key)
+        taken_along = found(story.judge(ordered=True, drained=False))
+        assert taken_along.get("after_lane") == 1, key
+    assert found(story.judge(drained=False)).get("unexplained") == 1
+
+
 def test_streams_are_apart() -> None:
     story = Story().send("a", key="k").send("b", key="l").send("c", key="k")
     story.get("b", key="l").get("a", "c", key="k")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from anymq.capabilities import Fact, Level
 from anymq.cli import markdown, matrix, run, screen
 from anymq.cli.app import app
 from anymq.cli.progress import Watch
+from anymq.cli.timeline import Timeline
 from anymq.errors import ConfigError
 from anymq.testing import contract as contracts
 from anymq.testing.columns import Column, Source, parse
@@ -223,21 +226,69 @@ def test_explain_of_what_is_not_there(words: list[str], says: str) -> None:
     assert says in result.stderr
 
 
-def test_a_timeline_with_many_actors_and_a_fault_stays_narrow(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from anymq.cli.explain import timeline
-
-    events = [
-        Event(Kind.RECEIVED, n / 10, f"c{n}", "t/work", f"id-{n}", attempt=1) for n in range(6)
+def a_bad_day() -> list[Event]:
+    """Two consumers, and all that can happen to them."""
+    said = "SendUnknownError: no answer within 1 s; it may have been stored, nobody can tell"
+    return [
+        Event(Kind.SEND, 0.1, "p1", "t", "x1"),
+        Event(Kind.STORED, 0.1, "p1", "t", "x1"),
+        Event(Kind.RECEIVED, 0.2, "c1", "t/work", "x1", attempt=1),
+        Event(Kind.FAULT, 0.3, text="pause"),
+        Event(Kind.SEND, 0.4, "p1", "t", "x2"),
+        Event(Kind.UNKNOWN, 1.4, "p1", "t", "x2", text=said),
+        Event(Kind.FAULT, 2.0, text="resume"),
+        Event(Kind.FAULT, 2.1, text="the connection is cut"),
+        Event(Kind.CRASH, 2.2, "c1", "t/work"),
+        Event(Kind.RECEIVED, 2.3, "c2", "t/work", "x1", attempt=2),
+        Event(Kind.FAULT, 2.4, text="kill"),
+        Event(Kind.NOTE, 2.5, text="nobody answers"),
+        Event(Kind.FAULT, 2.6, text="restart"),
+        Event(Kind.ACK, 2.7, "c2", "t/work", "x1"),
     ]
-    events.append(Event(Kind.FAULT, 0.7, text="kill"))
-    events.append(Event(Kind.CRASH, 0.8, "k9"))
-    screen.out.print(timeline("What happened", events))
-    shown = capsys.readouterr().out
-    assert "broker: kill" in shown
-    assert "dies with all it holds" in shown
-    assert max(map(len, shown.splitlines())) <= 100
+
+
+def drawn(events: list[Event], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
+    console.print(Timeline("What happened", events))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_timeline_draws_faults_across_and_deliveries_as_spans(width: int) -> None:
+    lines = drawn(a_bad_day(), width)
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in "".join(lines)
+    for fault in ("pause", "resume", "the connection is cut", "kill", "restart"):
+        (across,) = [line for line in lines if f"broker: {fault} " in line]
+        assert across.endswith("━" * 9)
+    taken, died = ("".join(lines).index(text) for text in ("receives m1", "dies with all"))
+    span = "".join(lines)[taken:died]
+    assert span.count("│") >= 2  # also beside what others do
+    (end,) = [line for line in lines if "dies with all" in line]
+    assert "╳" in end
+    paused = lines[next(n for n, line in enumerate(lines) if "broker: pause" in line) + 1 :]
+    while_paused = paused[: next(n for n, line in enumerate(paused) if "resume" in line)]
+    assert while_paused
+    assert all(line[8] == "┃" for line in while_paused)
+    (noted,) = [line for line in lines if "nobody answers" in line]
+    assert noted[8] == "┃"
+    (acked,) = [line for line in lines if "acks m1" in line]
+    assert "└" in acked
+    assert "┃" not in acked
+
+
+def test_lanes_where_there_is_room_and_lines_side_by_side_where_not() -> None:
+    assert "c2 consumer" in drawn(a_bad_day(), 120)[1]
+    assert "c2 consumer" not in drawn(a_bad_day(), 60)[1]
+    events = [
+        Event(Kind.RECEIVED, n / 10, f"c{n}", "t/work", f"id-{n}", attempt=1) for n in range(20)
+    ]
+    assert max(map(len, drawn(events, 80))) <= 80
+
+
+def test_a_timeline_of_nothing_is_its_title() -> None:
+    assert len(drawn([Event(Kind.NOTE, 0.1, text="alone")], 80)) == 3
 
 
 # the screen

@@ -29,8 +29,8 @@ FOUND = {
     "counts_twice": (True, "attempt_gap", 7),
     "acks_early": (True, "lost_postfix", 7),
     "loses_the_prefetch": (True, "lost_postfix", 7),
-    "released_goes_last": (True, "inversion", 8),
-    "nack_goes_to_the_end": (True, "inversion", 8),
+    "released_goes_last": (True, "inversion", 14),
+    "nack_goes_to_the_end": (True, "inversion", 14),
     "forgets_the_crashed": (True, "lost_postfix", 8),
 }
 

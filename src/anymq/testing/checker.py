@@ -48,11 +48,13 @@ def check(
     max_attempts: int | None = None,
     tolerance: float = 1.0,
     drained: bool = True,
+    ordered: bool = False,
 ) -> Judgement:
     """Judge a history. `where`: the subscriptions ("topic/name") that must get everything sent to
     their topic; by default those that received anything. `drained` False: the run ended before
-    all could arrive, so nothing is lost yet."""
-    checker = _Checker(max_attempts, tolerance)
+    all could arrive, so nothing is lost yet. `ordered`: the subscription is, so that messages
+    without a key go back together, as those of one key do."""
+    checker = _Checker(max_attempts, tolerance, ordered)
     for event in events:
         checker.step(event)
     checker.finish(where, drained)
@@ -60,7 +62,7 @@ def check(
 
 
 class _Checker:
-    def __init__(self, max_attempts: int | None, tolerance: float) -> None:
+    def __init__(self, max_attempts: int | None, tolerance: float, ordered: bool) -> None:
         self.found = Judgement()
         self.max_attempts = max_attempts
         self.tolerance = tolerance
@@ -70,7 +72,7 @@ class _Checker:
         self.unconfirmed: dict[str, list[_State]] = {}  # by consumer
         self.ended: dict[str, Event] = {}  # consumers that crashed or closed
         self.fault: Event | None = None
-        self.order = Order(self.found)
+        self.order = Order(self.found, ordered)
         self.holders = Holders(self.found)
         self.steps: dict[Kind, Callable[[Event], None]] = {
             Kind.SEND: self._send,

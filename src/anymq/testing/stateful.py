@@ -394,8 +394,12 @@ class Program(RuleBasedStateMachine):
         return self._judge()
 
     def _judge(self) -> Judgement:
-        where = [place(self.subscription)]
-        return check(self.history, where=where, max_attempts=self.subscription.max_attempts)
+        return check(
+            self.history,
+            where=[place(self.subscription)],
+            max_attempts=self.subscription.max_attempts,
+            ordered=self.subscription.ordered,
+        )
 
     def _clean_up(self) -> None:
         broker = self.session.broker
