@@ -339,6 +339,13 @@ def test_a_lane_is_shared_by_producers_and_where_there_is_no_key_by_all_without(
     assert found(story.judge(drained=False)).get("unexplained") == 1
 
 
+def test_what_goes_back_with_its_lane_is_not_held_any_more() -> None:
+    story = Story().send("a", "b", key="k").get("a", "b", key="k").back("a", key="k")
+    story.get("a", who="e", key="k")
+    assert story.judge(ordered=True).count("concurrent") == 0
+    assert story.judge(ordered=False).count("concurrent") == 1
+
+
 def test_streams_are_apart() -> None:
     story = Story().send("a", key="k").send("b", key="l").send("c", key="k")
     story.get("b", key="l").get("a", "c", key="k")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from anymq.capabilities import Fact, Level
-from anymq.cli import markdown, matrix, run, screen
+from anymq.cli import html, markdown, matrix, run, screen
 from anymq.cli.app import app
 from anymq.cli.progress import Watch
 from anymq.cli.timeline import Timeline
@@ -335,6 +336,99 @@ def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> N
     screen.out.print(judgement(found.contracts[5], found.columns[0], cell))
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("it is [::1] or [red]h[/], else [/jobs]") >= 5
+
+
+def as_it_should_be() -> Matrix:
+    """Two families, of which one has a difference."""
+    found = every_outcome()
+    order = [Contract(f"ORD-0{n}", "Kept in order", None, lambda s: None) for n in (1, 2)]
+    found.contracts = [*found.contracts[:3], *order]
+    for row in order:
+        for column in found.columns:
+            cell = Cell(row.id, column.name, "native", Outcome.HOLDS, seconds=2.5)
+            found.cells[row.id, column.name] = cell
+    return found
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_family_is_one_line_where_all_is_as_promised(
+    fold: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix.show(as_it_should_be(), screen.out(), fold)
+    table = capsys.readouterr().out.partition("Where they differ")[0]
+    (family,) = [line for line in table.splitlines() if line.startswith("ORD  ")]
+    assert "Order  2 in 5 s" in family
+    assert family.count("✔2") == 3
+    (delivery,) = [line for line in table.splitlines() if line.startswith("DEL  ")]
+    assert delivery.count("✔1 +1 ≠1") == 3
+    assert ("ORD-01" in table) is not fold
+    assert ("DEL-00" in table) is not fold  # holds
+    assert "DEL-02" in table  # differs
+    assert ("--unfold" in table) is fold
+
+
+def test_families_are_folded_unless_contracts_are_named(
+    broken_contract: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = run.choose
+    monkeypatch.setattr(run, "choose", lambda _: everything(["DEL-01", broken_contract]))
+    assert "DEL-01" not in anymq("compare", *MEMORY).stdout
+    assert broken_contract in anymq("compare", *MEMORY).stdout
+    assert "DEL-01" in anymq("compare", *MEMORY, "--unfold").stdout
+
+
+def test_the_matrix_as_a_page_of_its_own() -> None:
+    found = as_it_should_be()
+    for cell in found.cells.values():
+        cell.detail = "<script>alert('&')</script>"
+        cell.witness = [Event(Kind.SEND, 0.5, "p1", "t", "x1")]
+    page = html.render(found)
+    parser = Elements(page)
+    assert parser.count("details", "class", "family") == 2
+    assert parser.count("details", "open", None) == 1  # the one with a difference
+    assert parser.count("details", "class", "row") == 5
+    assert not parser.used & {"script", "link", "img", "iframe"}
+    assert "http" not in page
+    assert "&lt;script&gt;alert(" in page
+    assert "sends m1" in page
+    for text in ("Thing 1.0", "5.0 s", "DEL-02", "as declared, and seen to"):
+        assert text in page
+
+
+class Elements(HTMLParser):
+    """What a page is made of; every element is closed by its own."""
+
+    void = frozenset({"meta", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        assert self.open == []
+
+    @property
+    def used(self) -> set[str]:
+        return {tag for tag, _ in self.found}
+
+    def count(self, tag: str, attribute: str, value: str | None) -> int:
+        return sum(t == tag and a.get(attribute, "-") == value for t, a in self.found)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.html"
+    assert anymq("compare", *MEMORY, "--only", "DEL-01", "--html", str(path)).exit_code == 0
+    assert "DEL-01" in path.read_text("utf-8")
+    wrong = anymq("compare", *MEMORY, "--only", "DEL-01", "--html", "no/such/folder/x.html")
+    assert wrong.exit_code == 2
 
 
 def test_the_matrix_as_markdown(tmp_path: Path) -> None:

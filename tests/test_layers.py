@@ -18,7 +18,10 @@ ADAPTERS = sorted(path.parent for path in (ROOT / "adapters").glob("*/__init__.p
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 # What a part of anymq may import besides the standard library and anymq itself.
-OTHERS = {"cli": {"typer", "rich", "click"}, "testing": {"pytest", "_pytest"}}
+OTHERS = {
+    "cli": {"typer", "rich", "click", "jinja2"},
+    "testing": {"pytest", "_pytest", "hypothesis"},
+}
 # Parts that those below must not know.
 ABOVE: dict[str, tuple[str, ...]] = {
     "": ("anymq.testing", "anymq.cli"),

@@ -159,8 +159,8 @@ class _Together(_Layout):
 
     def row(self, row: _Row) -> Iterator[Text]:
         actors = self.of.actors if len(self.of.actors) <= MOST_BARS else []
-        name = Text(f"{row.step.who} {report.role(row.step.who)}".strip(), "dim")
-        text = Text.assemble(name, " " if name else "", (row.step.text, self._told(row)))
+        name = f"{row.step.who} {report.role(row.step.who)}".strip()
+        text = Text.assemble((f"{name}: " if name else "", "dim"), (row.step.text, self._told(row)))
         room = self.width - SECONDS - 2 - 2 * len(actors)
         for number, said in enumerate(self._wrapped(text, room)):
             line = self._left(row, number == 0)

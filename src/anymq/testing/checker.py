@@ -204,6 +204,8 @@ class _Checker:
             state.letter_due = event
         else:
             self.order.went_back(event, state.last)
+            if self.order.ordered:
+                self.holders.drop_lane(state.last)
 
     def _attempt(self, state: _State) -> int:
         assert state.last is not None

@@ -106,6 +106,11 @@ class Holders:
             holders = self.held.get((delivery.where, delivery.key), {})
             holders.get(delivery.who, {}).pop(delivery.id, None)
 
+    def drop_lane(self, delivery: Event) -> None:
+        """Given back, and with it what its consumer holds of its key."""
+        if delivery.key is not None:
+            self.held.get((delivery.where, delivery.key), {}).pop(delivery.who, None)
+
     def gone(self, who: str) -> None:
         for key in self.of.pop(who, ()):
             self.held[key].pop(who, None)
