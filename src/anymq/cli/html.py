@@ -57,13 +57,13 @@ class _Family:
     name: str
     rows: list[_Row]
     sums: list[_Sum]
-    differs: bool  # somewhere: worth unfolding
+    failing: bool  # somewhere: unfolded from the start
 
     @classmethod
     def of(cls, matrix: Matrix, name: str, members: list[Contract]) -> _Family:
-        rows = [_Row.of(matrix, one) for one in members]
-        differs = any(row.differs for row in rows)
-        return cls(members[0].family, name, rows, _sums(matrix, members), differs)
+        rows, ids = [_Row.of(matrix, one) for one in members], {one.id for one in members}
+        failing = any(cell.failing for cell in matrix.cells.values() if cell.contract in ids)
+        return cls(members[0].family, name, rows, _sums(matrix, members), failing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class _Row:
     contract: Contract
     guarantee: str
     cells: list[_Cell | None]
-    differs: bool
+    differs: bool  # somewhere: it stands out among those that are as promised
 
     @classmethod
     def of(cls, matrix: Matrix, contract: Contract) -> _Row:
