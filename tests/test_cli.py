@@ -367,6 +367,22 @@ def test_a_family_is_one_line_where_all_is_as_promised(
     assert ("--unfold" in table) is fold
 
 
+def test_a_broker_that_differs_in_a_whole_family_needs_no_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = as_it_should_be()
+    for row in ("ORD-01", "ORD-02"):
+        found.cells[row, "one"].outcome = Outcome.DIFFERS
+    matrix.show(found, screen.out(), True)
+    table = capsys.readouterr().out.partition("Where they differ")[0]
+    assert "ORD-01" not in table
+    found.cells["ORD-02", "two"].outcome = Outcome.NOT_RUN
+    matrix.show(found, screen.out(), True)
+    table = capsys.readouterr().out.partition("Where they differ")[0]
+    assert "ORD-01" not in table
+    assert "ORD-02" in table
+
+
 def test_families_are_folded_unless_contracts_are_named(
     broken_contract: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

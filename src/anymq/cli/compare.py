@@ -19,7 +19,8 @@ HTML = typer.Option(
 UNFOLD = typer.Option(
     False,
     "--unfold",
-    help="List every contract, also those that are as promised everywhere; with --only they are.",
+    help="List every contract, also those of which the line of the family tells all; with --only "
+    "every one is.",
 )
 
 

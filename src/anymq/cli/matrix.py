@@ -1,7 +1,7 @@
 """The matrix on the screen: family by family, where the brokers differ, then all in one glance.
 
-Folded, a family is one line, and of its contracts only those are listed where something is not as
-promised on every broker: those are what a comparison is about.
+Folded, a family is one line, and of its contracts only those are listed of which that line does not
+tell everything: those are what a comparison is about.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def table(matrix: Matrix, fold: bool = False) -> Table:
         grid.add_column(width=15 if len(columns) < 4 else 12, overflow="fold")
     about = Text("contract, and the guarantee that it is about", "dim")
     if fold:
-        about.append("\nnot listed: as promised on every broker (--unfold)")
+        about.append("\n--unfold lists those, too, of which the line of the family tells all")
     heads = [Text.assemble((c.name, "bold"), "\n", (ran_against(c, "\n"), "dim")) for c in columns]
     grid.add_row("", about, *heads, end_section=True)
     listed = True
     for number, (name, members) in enumerate(families(matrix.contracts)):
-        shown = [one for one in members if not fold or not as_promised(matrix, one)]
+        shown = _telling(matrix, members) if fold else members
         if number and (listed or shown):
             grid.add_row()
         listed = bool(shown)
@@ -81,6 +81,26 @@ def table(matrix: Matrix, fold: bool = False) -> Table:
         for one in shown:
             grid.add_row(Text(one.id, "bold"), _what(one), *_cells(matrix, one))
     return grid
+
+
+def _telling(matrix: Matrix, members: Sequence[Contract]) -> list[Contract]:
+    """Those of a family where a broker does not do as promised, while it does in others of it; and
+    where there is a reason to tell."""
+    mixed = {c.name for c in matrix.columns if _mixed(matrix, c, members)}
+
+    def tells(contract: Contract) -> bool:
+        return any(
+            cell.outcome in NEEDS_A_REASON
+            or (cell.column in mixed and cell.outcome not in AS_PROMISED)
+            for cell in _row(matrix, contract)
+        )
+
+    return [one for one in members if tells(one)]
+
+
+def _mixed(matrix: Matrix, column: Column, members: Sequence[Contract]) -> bool:
+    """Does a broker as promised in some contracts of a family, and not in others?"""
+    return len({outcome in AS_PROMISED for outcome in counts(matrix, column, members)}) > 1
 
 
 def as_promised(matrix: Matrix, contract: Contract) -> bool:
