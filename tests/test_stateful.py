@@ -55,7 +55,7 @@ def rabbitmq() -> Iterator[str]:
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 def test_programs_in_memory(ordered: bool) -> None:
-    explore(in_memory(), ordered=ordered, examples=60)
+    explore(in_memory(), ordered=ordered, examples=50)
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
@@ -65,11 +65,16 @@ def test_programs_on_rabbitmq(rabbitmq: str, queue: str, ordered: bool) -> None:
     explore(f"{rabbitmq}{joined}queue={queue}", ordered=ordered, examples=4, steps=12)
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+def test_programs_on_rabbitmq_whose_leases_run_out(rabbitmq: str, ordered: bool) -> None:
+    explore(rabbitmq, ordered=ordered, lease=1.0, examples=4, steps=12)
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_a_broken_broker_is_found_and_the_program_is_short(name: str) -> None:
     ordered, anomaly, steps = FOUND[name]
     with pytest.raises(Fault) as caught:
-        explore(in_memory(BROKEN[name].broker, 0.05, 0.01), ordered=ordered)
+        explore(in_memory(BROKEN[name].broker, 0.02, 0.005), ordered=ordered)
     fault = caught.value
     assert anomaly in [finding.name for finding in fault.findings], fault
     assert len(fault.program) <= steps, fault
