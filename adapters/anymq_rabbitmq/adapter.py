@@ -8,6 +8,7 @@ from typing import Any
 
 from anymq.spi import (
     Adapter,
+    AnymqError,
     Capabilities,
     Claim,
     ClosedError,
@@ -51,13 +52,18 @@ class RabbitAdapter(Adapter):
         self._consuming = open_connection(url, options, "consuming")
         self.native = self._consuming.native
         self.server = f"RabbitMQ {self.native.server_properties.get('version', '')}".strip()
+        try:
+            topology.check_retry(options, self.server)
+        except AnymqError:
+            self._consuming.close()
+            raise
 
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
         return declare(self._options, at, self.server)
 
     def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
         for each in what:
-            topology.provision(self._consuming, each, mode, self._options["queue"])
+            topology.provision(self._consuming, each, mode, self._options)
 
     def sender(self, to: Topic | Subscription) -> Sender:
         route = Route.of(to)
