@@ -19,8 +19,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 # What a part of anymq may import besides the standard library and anymq itself.
 OTHERS = {
-    "cli": {"typer", "rich", "click"},
-    "testing": {"pytest", "_pytest", "trustme"},
+    "cli": {"typer", "rich", "click", "jinja2"},
+    "testing": {"pytest", "_pytest", "hypothesis", "trustme"},
     "tracing": {"opentelemetry"},
 }
 # Parts that those below must not know.

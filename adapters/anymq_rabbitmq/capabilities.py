@@ -380,7 +380,10 @@ def _counting(
     at: Topic | Subscription, ordered: bool, version: tuple[int, int] | None
 ) -> dict[Guarantee, Fact]:
     counted = Fact(
-        Level.NATIVE, "x-delivery-count; not redelivered is the first, whatever it says", ALL
+        Level.NATIVE,
+        "x-delivery-count; not redelivered is the first, whatever it says; from 4.3 on what the"
+        " consumer timeout took back is not counted",
+        ALL,
     )
     if isinstance(at, Subscription) and at.name == DEAD:
         counted = Fact(

@@ -321,6 +321,7 @@ class Scenario:
         to their topic."""
         places = [place(s) for s in (where or [self.subscription])]
         options.setdefault("max_attempts", self.subscription.max_attempts)
+        options.setdefault("ordered", self.subscription.ordered)
         found = check(self.history, where=places, **options)
         for name, always in [(n, True) for n in NEVER] + [(n, False) for n in classes]:
             for finding in found.named(name):
