@@ -67,6 +67,8 @@ class Broker(Closing):
     context manager. When its connection is lost, calls raise ConnectionLostError: connect again.
     """
 
+    consumer_class = Consumer
+
     def __init__(self, backend: Backend, url: Url, adapter: Adapter) -> None:
         self.backend = backend
         self.url = url
@@ -209,7 +211,7 @@ class Broker(Closing):
         letters = self.producer(target) if target else None
         if target and target.address is None:
             self._find_dead_letters(subscription)
-        consumer = Consumer(
+        consumer = self.consumer_class(
             self._adapter,
             subscription,
             self._adapter.capabilities(subscription),

@@ -45,6 +45,8 @@ class Consumer(Closing):
     receive(), iteration or flush().
     """
 
+    condition = threading.Condition  # what its waiting calls wait for
+
     def __init__(
         self,
         adapter: Adapter,
@@ -72,10 +74,10 @@ class Consumer(Closing):
         # Without lanes and limits the next delivery needs no lock.
         self._plain = self._lanes is None and max_in_flight is None and max_in_flight_bytes is None
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = self.condition(self._lock)
         self._waiters = 0
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
-        self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
+        self._held: dict[Delivery, object] = {}  # handed out, unsettled: to which thread
         self._retries = Retries()
         self._kept = self._retries.waiting
         self._expired = 0
@@ -192,11 +194,15 @@ class Consumer(Closing):
         else:
             pop = self._buffer.popleft
             taken = [pop() for _ in range(min(limit, len(self._buffer)))]
-        me = threading.get_ident()
+        me = self._me()
         for delivery in taken:
             delivery.owner = self
             self._held[delivery] = me
         return taken
+
+    def _me(self) -> object:
+        """Who gets what is handed out now: a thread."""
+        return threading.get_ident()
 
     def _fitting(self, waiting: Iterable[Delivery], limit: int) -> int:
         """How many of the first of them fit the limit in bytes; one always does."""
@@ -307,12 +313,12 @@ class Consumer(Closing):
         if self._lanes is not None:
             self._freed(delivery)
         if not (self._held or self._buffer or self._acks):
-            self._settling.hand_over((delivery,))  # nothing would travel with it
+            self._ack_now((delivery,))  # nothing would travel with it
         else:
             self._acks.append(delivery)
             waiting = len(self._acks)
             if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
-                self._settling.flush()
+                self._ack_now()
             elif waiting == 1:
                 self._upkeep_wake.set()
         if self._waiters:
@@ -320,6 +326,12 @@ class Consumer(Closing):
         if wait:
             self._receiver.confirm(30.0)
             self._raise_if_lost(delivery)
+
+    def _ack_now(self, alone: Sequence[Delivery] = ()) -> None:
+        if alone:
+            self._settling.hand_over(alone)
+        else:
+            self._settling.flush()
 
     def nack(
         self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
@@ -559,7 +571,7 @@ class Consumer(Closing):
             self._stopping = True
         until = time.monotonic() + timeout
         self.stop()
-        me = threading.get_ident()
+        me = self._me()
         with self._lock:
             self._waiters += 1
             self._changed.wait_for(lambda: self._drained(me), timeout)
@@ -576,8 +588,8 @@ class Consumer(Closing):
         finally:
             self._receiver.close(max(0.1, until - time.monotonic()))
 
-    def _drained(self, me: int) -> bool:
-        """Nothing is being handled, but by the thread that closes, which cannot finish now."""
+    def _drained(self, me: object) -> bool:
+        """Nothing is being handled, but by who closes, and cannot finish now."""
         return not self._parking and all(who == me for who in list(self._held.values()))
 
     def _give_back(self) -> None:
