@@ -26,7 +26,6 @@ from anymq.spi import Subscription
 
 log = logging.getLogger("anymq")
 SLICE = 1.0  # seconds of one fetch
-PAUSE = 100  # deliveries after which others on the loop get their turn
 BEHIND = 10 * core.ACK_BATCH  # acks that may wait before ack() waits for the broker
 
 
@@ -73,16 +72,23 @@ class LoopConsumer(core.Consumer):
     def take(self, limit: int, who: object) -> list[message.Delivery]:
         """What can be handed out now. When that is nothing, and stop() was not called, the caller
         watches: it calls unwatch() later. Raises what receive() raises."""
-        with self._lock:
-            if not self._stopping:
+        fetched = self._receiver.waits or self._lanes is not None  # by another thread
+        while True:
+            with self._lock:
                 self._who = who
-                if taken := self._take(limit):
+                taken = [] if self._stopping else self._take(limit)
+                if taken:
                     return taken
-            self._raise_failure()
-            if not self._stopping:
-                self._watching += 1
-                self._waiters += 1
-        return []
+                self._raise_failure()
+                if self._stopping:
+                    return []
+                room = self._room()
+                if fetched or room <= 0 or not self._fetch_lock.acquire(False):
+                    self._watching += 1
+                    self._waiters += 1
+                    return []
+            fetched = True
+            self._fetch(room, 0.0)
 
     def unwatch(self) -> None:
         with self._lock:
@@ -119,7 +125,7 @@ class LoopConsumer(core.Consumer):
 
     def _ack_now(self, alone: Sequence[message.Delivery] = ()) -> None:
         crossing = self._crossing
-        if crossing is None or threading.get_ident() != crossing.thread:
+        if crossing is None or not crossing.here or not self._receiver.waits:
             super()._ack_now(alone)
             return
         self._acks.extend(alone)
@@ -270,7 +276,7 @@ class Consumer(AsyncClosing):
         self._core = consumer
         self._crossing = crossing
         self._waiting: list[asyncio.Future[None]] = []
-        self._streak = 0  # deliveries since others had their turn
+        self._taken = 0  # deliveries of the last time
         consumer.belong_to(crossing, self._wake)
 
     @property
@@ -309,16 +315,16 @@ class Consumer(AsyncClosing):
         return Delivery(self, taken[0])
 
     async def _receive(self, limit: int, wait: float) -> Sequence[message.Delivery]:
-        if self._streak >= PAUSE:
-            self._streak = 0
-            await asyncio.sleep(0)
         core, looks = self._core, None
         until = time.monotonic() + wait
         who = asyncio.current_task()
+        if self._crossing.crowded(self._taken):
+            await asyncio.sleep(0)  # before anything is taken
+        self._taken = 0
         while True:
             taken = core.take(limit, who)
             if taken or core.stopping:
-                self._streak += len(taken)
+                self._taken = len(taken)
                 return taken
             try:
                 left = until - time.monotonic()
@@ -333,7 +339,6 @@ class Consumer(AsyncClosing):
     async def _change(self, timeout: float) -> None:
         """Wait for a wake-up; for a held retry no longer than it takes to be due."""
         self._crossing.check()
-        self._streak = 0
         loop = self._crossing.loop
         future = loop.create_future()
         timer = loop.call_later(min(timeout, self._core.retry_in()), _release, future)

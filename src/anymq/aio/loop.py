@@ -16,6 +16,7 @@ from anymq.errors import AnymqError, ClosedError
 
 log = logging.getLogger("anymq")
 Result = TypeVar("Result")
+TURN = 100  # messages that pass without a pause before others on the loop get their turn
 THREADS = 32  # calls of one broker that may block at once; more wait for their turn
 
 
@@ -25,9 +26,11 @@ class Crossing:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         self._pid = os.getpid()
+        self._passed = 0
         self._threads = Threads(THREADS)
+        self._pumps = Threads(1 << 16)  # one per producer at most
         self._arrived: deque[Callable[[], object]] = deque()
         self._scheduled = False
 
@@ -47,6 +50,20 @@ class Crossing:
         self._scheduled = False  # before looking: what comes from now on wakes the loop again
         while self._arrived:
             self._arrived.popleft()()
+
+    @property
+    def here(self) -> bool:
+        """Is this the loop's thread?"""
+        return threading.get_ident() == self._thread
+
+    def crowded(self, count: int) -> bool:
+        """So many messages have passed without waiting for anything: is it time to let others on
+        the loop go on, by `asyncio.sleep(0)`?"""
+        self._passed += count
+        if self._passed < TURN:
+            return False
+        self._passed = 0
+        return True
 
     def check(self) -> None:
         """Raise ClosedError where an answer could never arrive."""
@@ -97,11 +114,12 @@ class Crossing:
 
     def run_soon(self, function: Callable[[], object]) -> None:
         """Call what may block, off the loop, without waiting; it must not raise."""
-        self._threads.run(function)
+        self._pumps.run(function)
 
     def close(self) -> None:
         """Let the threads end when they have done what they were given."""
         self._threads.close()
+        self._pumps.close()
 
     def _call(self, call: Call[Any]) -> None:
         """On a thread of its own."""

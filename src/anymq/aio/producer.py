@@ -69,13 +69,27 @@ class Line:
         """On the loop."""
         self._crossing.check()
         self.open += len(handover.messages)
-        with self._lock:
-            self._waiting.append(handover)
-            self._size += handover.size
-            if self._running:
-                return
-            self._running = True
-        self._crossing.run_soon(self._run)
+        if self._running or not self._put_here(handover):
+            with self._lock:
+                self._waiting.append(handover)
+                self._size += handover.size
+                if self._running:
+                    return
+                self._running = True
+            self._crossing.run_soon(self._run)
+
+    def _put_here(self, handover: Handover) -> bool:
+        """Hand over on the loop, where that cannot wait: not for the network, and not for room."""
+        if self._outbox.sender.waits:
+            return False
+        try:
+            self._outbox.put(
+                handover.messages, lambda outcomes: self._tell([handover], outcomes), 0.0
+            )
+        except BackPressureTimeout:
+            return False
+        handover.handed = time.monotonic()
+        return True
 
     def _run(self) -> None:
         """On a thread of its own."""
@@ -151,7 +165,9 @@ class Line:
 
     def _tell(self, joined: list[Handover], outcomes: Outcomes) -> None:
         """Any thread."""
-        if not self._crossing.post(lambda: self._answered(joined, outcomes)):
+        if self._crossing.here:
+            self._answered(joined, outcomes)
+        elif not self._crossing.post(lambda: self._answered(joined, outcomes)):
             self._log(joined, outcomes)
 
     def _answered(self, joined: list[Handover], outcomes: Outcomes) -> None:
@@ -238,6 +254,7 @@ class Producer(AsyncClosing):
         if delay:
             message.delay = delay
         self._prepare(message)
+        await self._give_way(1)
         (outcome,) = await self._outcomes(self._hand_over((message,)), self._timeout)
         if outcome.error is not None:
             raise outcome.error
@@ -279,6 +296,7 @@ class Producer(AsyncClosing):
                 future.exception()  # it was logged: asyncio need not do so again
 
         self._hand_over((message,)).answer.add_done_callback(answered)
+        await self._give_way(1)
         return future
 
     async def send_many(
@@ -291,12 +309,17 @@ class Producer(AsyncClosing):
         run = SendMany(self._core, on_outcome)
         ahead: deque[tuple[Chunk, Handover | None]] = deque()
         failure: BaseException | None = None
+        size = self._core._outbox.sender.batch
         try:
             try:
-                async with aclosing(_chunks(messages, self._core._outbox.sender.batch)) as chunks:
-                    async for some in chunks:
-                        await self._send_chunk(run, run.prepare(some), ahead)
-                        if run.broken:
+                if isinstance(messages, AsyncIterable):
+                    async with aclosing(_chunks(messages, size)) as chunks:
+                        async for some in chunks:
+                            if not await self._send_chunk(run, some, ahead):
+                                break
+                else:
+                    for some in core.chunks(messages, size):
+                        if not await self._send_chunk(run, some, ahead):
                             break
             except Exception as error:  # noqa: BLE001 (raised below, when the rest is answered)
                 failure = error
@@ -312,13 +335,17 @@ class Producer(AsyncClosing):
         return run.outcome()
 
     async def _send_chunk(
-        self, run: SendMany, chunk: Chunk, ahead: deque[tuple[Chunk, Handover | None]]
-    ) -> None:
+        self, run: SendMany, messages: list[Message], ahead: deque[tuple[Chunk, Handover | None]]
+    ) -> bool:
+        """False when no more should be sent."""
+        await self._give_way(len(messages))
         self._check_open()
+        chunk = run.prepare(messages)
         good = chunk.good()
         ahead.append((chunk, self._hand_over(good) if good else None))
         while len(ahead) >= CHUNKS_AHEAD or (ahead and _is_answered(ahead[0][1])):
             await self._take(run, ahead)
+        return not run.broken
 
     async def _take(self, run: SendMany, ahead: deque[tuple[Chunk, Handover | None]]) -> None:
         chunk, handover = ahead[0]
@@ -331,6 +358,10 @@ class Producer(AsyncClosing):
                 outcomes = None
         ahead.popleft()
         run.count(chunk, outcomes)
+
+    async def _give_way(self, count: int) -> None:
+        if self._crossing.crowded(count):
+            await asyncio.sleep(0)
 
     def _prepare(self, message: Message) -> None:
         self._check_open()
@@ -348,6 +379,8 @@ class Producer(AsyncClosing):
 
     async def _outcomes(self, handover: Handover, timeout: float) -> Outcomes:
         """Those of the broker; unknown when they do not come in time."""
+        if handover.answer.done():
+            return handover.answer.result()
         timer = self._crossing.loop.call_later(timeout, self._late, handover, timeout)
         try:
             return await handover.answer
@@ -402,27 +435,22 @@ def _is_answered(handover: Handover | None) -> bool:
 
 
 async def _chunks(
-    messages: Iterable[Message] | AsyncIterable[Message], size: int
+    messages: AsyncIterable[Message], size: int
 ) -> AsyncGenerator[list[Message], None]:
-    """core.chunks(), also of an asynchronous source."""
-    if isinstance(messages, AsyncIterable):
-        chunk: list[Message] = []
-        until = 0.0
-        try:
-            async for message in messages:
-                chunk.append(message)
-                if len(chunk) == 1:
-                    until = time.monotonic() + PATIENCE
-                elif len(chunk) >= size or time.monotonic() > until:
-                    yield chunk
-                    chunk = []
-        except Exception:
-            if chunk:
+    """core.chunks() of an asynchronous source."""
+    chunk: list[Message] = []
+    until = 0.0
+    try:
+        async for message in messages:
+            chunk.append(message)
+            if len(chunk) == 1:
+                until = time.monotonic() + PATIENCE
+            elif len(chunk) >= size or time.monotonic() > until:
                 yield chunk
-            raise
+                chunk = []
+    except Exception:
         if chunk:
             yield chunk
-        return
-    for chunk in core.chunks(messages, size):
+        raise
+    if chunk:
         yield chunk
-        await asyncio.sleep(0)
