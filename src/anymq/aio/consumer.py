@@ -26,6 +26,7 @@ from anymq.spi import Subscription
 
 log = logging.getLogger("anymq")
 SLICE = 1.0  # seconds of one fetch
+GRACE = 0.05  # seconds beyond its wait that a receive() gives a fetch to end, and bring something
 BEHIND = 10 * core.ACK_BATCH  # acks that may wait before ack() waits for the broker
 
 
@@ -96,12 +97,11 @@ class LoopConsumer(core.Consumer):
             self._waiters -= 1
 
     def look(self, wait: float) -> int:
-        """While watching: fetch, for so many seconds. Returns how many looks it takes until the
-        broker was asked."""
+        """While watching: fetch, for so many seconds. Returns which look will have asked the
+        broker; one that is under way may be about to bring something."""
         self._until = max(self._until, time.monotonic() + wait)
         self._wanted.set()
-        ahead = self._lanes is not None or self.looking  # something is waited for already
-        return self.looks + (not ahead)
+        return self.looks + (self._lanes is None)  # with lanes, the core asks all the time
 
     @property
     def stopping(self) -> bool:
@@ -122,6 +122,13 @@ class LoopConsumer(core.Consumer):
 
     def _me(self) -> object:
         return self._who
+
+    def _drained(self, me: object) -> bool:
+        """What a task has received that has ended since is nobody's."""
+        return not self._parking and not any(
+            isinstance(who, asyncio.Task) and who is not me and not who.done()
+            for who in list(self._held.values())
+        )
 
     def _ack_now(self, alone: Sequence[message.Delivery] = ()) -> None:
         crossing = self._crossing
@@ -153,7 +160,7 @@ class LoopConsumer(core.Consumer):
             while not self._stopping:
                 self._wanted.wait()
                 self._wanted.clear()
-                while self._watching and not self._stopping:
+                while self._watching and not self._buffer and not self._stopping:
                     self._look()
         except AnymqError:
             pass  # _fetch has left it for the next call of the owner
@@ -270,7 +277,7 @@ class Consumer(AsyncClosing):
     nothing: what comes is there for the next call.
 
     What is being handled by other tasks when it is closed may finish within the limit: `async with
-    delivery` says whose it is, else it is the task's that received it."""
+    delivery` says whose it is, else it is the task's that received it, until that ends."""
 
     def __init__(self, consumer: LoopConsumer, crossing: Crossing) -> None:
         self._core = consumer
@@ -328,11 +335,11 @@ class Consumer(AsyncClosing):
                 return taken
             try:
                 left = until - time.monotonic()
-                if looks is None:
-                    looks = core.look(max(left, 0.0))
-                if left <= 0 and core.looks >= looks:
+                look = core.look(max(left, 0.0))
+                looks = look if looks is None else looks
+                if left <= 0 and (core.looks >= looks or left <= -GRACE):
                     return ()
-                await self._change(left if left > 0 else SLICE)
+                await self._change(left if left > 0 else left + GRACE)
             finally:
                 core.unwatch()
 
