@@ -205,6 +205,7 @@ class Broker(AsyncClosing):
 
     async def close(self, timeout: float = 10.0) -> None:
         """See anymq.Broker.close(). A task that is cancelled meanwhile waits for its end."""
+        self._crossing.check()
         who = asyncio.current_task()
         for producer in self._producers:
             producer._closing = True

@@ -98,10 +98,12 @@ class LoopConsumer(core.Consumer):
 
     def look(self, wait: float) -> int:
         """While watching: fetch, for so many seconds. Returns which look will have asked the
-        broker; one that is under way may be about to bring something."""
+        broker; one that is under way may have asked too early."""
         self._until = max(self._until, time.monotonic() + wait)
         self._wanted.set()
-        return self.looks + (self._lanes is None)  # with lanes, the core asks all the time
+        if self._lanes is not None:
+            return self.looks  # the core asks all the time
+        return self.looks + 1 + self.looking
 
     @property
     def stopping(self) -> bool:
@@ -162,6 +164,8 @@ class LoopConsumer(core.Consumer):
                 self._wanted.clear()
                 while self._watching and not self._buffer and not self._stopping:
                     self._look()
+                    if time.monotonic() >= self._until:
+                        break  # who still watches has had its time, or asks again
         except AnymqError:
             pass  # _fetch has left it for the next call of the owner
         except BaseException as error:
@@ -322,6 +326,7 @@ class Consumer(AsyncClosing):
         return Delivery(self, taken[0])
 
     async def _receive(self, limit: int, wait: float) -> Sequence[message.Delivery]:
+        self._crossing.check()
         core, looks = self._core, None
         until = time.monotonic() + wait
         who = asyncio.current_task()
@@ -345,7 +350,6 @@ class Consumer(AsyncClosing):
 
     async def _change(self, timeout: float) -> None:
         """Wait for a wake-up; for a held retry no longer than it takes to be due."""
-        self._crossing.check()
         loop = self._crossing.loop
         future = loop.create_future()
         timer = loop.call_later(min(timeout, self._core.retry_in()), _release, future)
@@ -370,6 +374,7 @@ class Consumer(AsyncClosing):
 
     async def close(self, timeout: float = 10.0) -> None:
         """See anymq.Consumer.close(). A task that is cancelled meanwhile waits for its end."""
+        self._crossing.check()
         self._core.closed_by(asyncio.current_task())
         await self._crossing.finish(self._core.close, timeout)
 

@@ -67,13 +67,13 @@ class Crossing:
 
     def check(self) -> None:
         """Raise ClosedError where an answer could never arrive."""
+        if os.getpid() != self._pid:  # first: asyncio itself finds no loop there
+            raise ClosedError("this was opened before fork(): connect again in this process")
         if asyncio.get_running_loop() is not self.loop:
             raise ClosedError(
                 "this was opened on another event loop: connect again on this one, or use the loop"
                 " that connected"
             )
-        if os.getpid() != self._pid:
-            raise ClosedError("this was opened before fork(): connect again in this process")
 
     async def run(
         self,
