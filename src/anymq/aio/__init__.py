@@ -23,8 +23,8 @@ nothing, a send that is cancelled may go on, and closing ends before the cancell
 on any event loop, also uvloop's.
 """
 
-from anymq.aio.broker import Broker, connect
+from anymq.aio.broker import Broker, Connecting, connect
 from anymq.aio.consumer import Consumer, Delivery
 from anymq.aio.producer import Producer
 
-__all__ = ["Broker", "Consumer", "Delivery", "Producer", "connect"]
+__all__ = ["Broker", "Connecting", "Consumer", "Delivery", "Producer", "connect"]

@@ -94,6 +94,8 @@ class LoopConsumer(core.Consumer):
     def unwatch(self) -> None:
         with self._lock:
             self._watching -= 1
+            if not self._watching:
+                self._until = 0.0
             self._waiters -= 1
 
     def look(self, wait: float) -> int:

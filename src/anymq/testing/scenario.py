@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anymq
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
 from anymq.errors import AnymqError, PlannedError, UnsupportedError
 from anymq.message import Message
+from anymq.testing import front
 from anymq.testing.checker import check
 from anymq.testing.child import Child, ProcessChild, SessionChild
 from anymq.testing.columns import Column
@@ -134,7 +134,13 @@ class Scenario:
 
     def connect(self) -> Broker:
         """Another session with the broker, closed at the end."""
-        broker = anymq.connect(self.url)
+        broker = self.column.connect(self.url)
+        self._brokers.append(broker)
+        return broker
+
+    def connect_aio(self) -> Broker:
+        """Another session, through anymq.aio."""
+        broker = front.connect(self.url)
         self._brokers.append(broker)
         return broker
 
@@ -143,7 +149,7 @@ class Scenario:
         if self.column.in_process:
             return Link(self.history, self.connect(), None)
         relay, url = self.relay(self.url)
-        broker = anymq.connect(url)
+        broker = self.column.connect(url)
         self._brokers.append(broker)
         return Link(self.history, broker, relay)
 
