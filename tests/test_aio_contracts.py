@@ -28,7 +28,18 @@ load()
 COLUMNS = ("memory", "rabbitmq", "redis")
 IDS = (
     *("DEL-01", "DEL-04", "ACK-01", "ACK-09", "ORD-01", "DLQ-01", "RTY-01", "DLY-01", "PRI-01"),
-    *("FAN-01", "RPL-01", "PAY-01", "BAT-01", "FLW-01", "LIF-02", "CON-01", "ADM-01"),
+    *(
+        "FAN-01",
+        "RPL-01",
+        "PAY-01",
+        "BAT-01",
+        "FLW-01",
+        "LIF-02",
+        "LIF-08",
+        "LIF-12",
+        "CON-01",
+        "ADM-01",
+    ),
 )
 PAIRS = [(contract, column) for column in COLUMNS for contract in IDS]
 Cells = dict[tuple[str, str], Future[Cell]]

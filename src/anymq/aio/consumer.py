@@ -322,10 +322,10 @@ class Consumer(AsyncClosing):
         return self
 
     async def __anext__(self) -> Delivery:
-        while not (taken := await self._receive(1, SLICE)):
-            if self._core.stopping:
-                raise StopAsyncIteration
-        return Delivery(self, taken[0])
+        while not self._core.stopping:
+            if taken := await self._receive(1, SLICE):
+                return Delivery(self, taken[0])
+        raise StopAsyncIteration
 
     async def _receive(self, limit: int, wait: float) -> Sequence[message.Delivery]:
         self._crossing.check()
@@ -349,6 +349,8 @@ class Consumer(AsyncClosing):
                 await self._change(left if left > 0 else left + GRACE)
             finally:
                 core.unwatch()
+            if core.stopping:  # and perhaps closed, since it began
+                return ()
 
     async def _change(self, timeout: float) -> None:
         """Wait for a wake-up; for a held retry no longer than it takes to be due."""
