@@ -375,7 +375,9 @@ class RabbitReceiver(Receiver):
                 f"{self._claim.name}: no answer within {timeout:g} s"
             ) from error
         except AnymqError as error:
-            raise LeaseLostError(f"{self._claim.name}: {error}") from error
+            self._connection.join(ANSWER if self._connection.lost else 0.0)
+            if self._owed or self._handed > self._proven or not self._connection.lost:
+                raise LeaseLostError(f"{self._claim.name}: {error}") from error
 
     # settling, on the I/O thread
 

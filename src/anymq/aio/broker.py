@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import anymq
 from anymq.aio.consumer import Consumer, LoopConsumer
@@ -15,28 +15,38 @@ from anymq.aio.producer import Producer
 from anymq.capabilities import Capabilities
 from anymq.closing import AsyncClosing
 from anymq.redrive import OnProgress, RedriveReport
+from anymq.session import OnConnection
 from anymq.settling import OnRefused
 from anymq.spi import Depth, Mode, Subscription, Topic
 from anymq.url import Url
 
-Told = TypeVar("Told")
 
-
-def connect(url: str, *uses: Topic | Subscription) -> Connecting:
+def connect(
+    url: str,
+    *uses: Topic | Subscription,
+    wait: float = 0.0,
+    reconnect: bool = True,
+    on_connection: OnConnection | None = None,
+) -> Connecting:
     """Open a session on the running event loop, and keep to that loop:
 
         async with aio.connect(url) as broker: ...
         broker = await aio.connect(url)
 
-    See anymq.connect() for `uses` and errors."""
-    return Connecting(functools.partial(anymq.connect, url, *uses))
+    See anymq.connect(). `on_connection` is called on the loop."""
+    return Connecting(
+        functools.partial(anymq.connect, url, *uses, wait=wait, reconnect=reconnect), on_connection
+    )
 
 
 class Connecting:
     """What connect() returns: await it, or use it in `async with`, which closes."""
 
-    def __init__(self, open_core: Callable[[], anymq.Broker]) -> None:
+    def __init__(
+        self, open_core: Callable[..., anymq.Broker], on_connection: OnConnection | None
+    ) -> None:
         self._open_core = open_core
+        self._on_connection = on_connection
         self._broker: Broker | None = None
 
     def __await__(self) -> Generator[Any, None, Broker]:
@@ -57,8 +67,10 @@ class Connecting:
 
     async def _open(self) -> Broker:
         crossing = Crossing()
+        tell = self._on_connection and crossing.calling(self._on_connection)
+        open_core = functools.partial(self._open_core, on_connection=tell)
         try:
-            core = await crossing.run(self._open_core, undo=anymq.Broker.close)
+            core = await crossing.run(open_core, undo=anymq.Broker.close)
         except BaseException:
             crossing.close()
             raise
@@ -129,6 +141,7 @@ class Broker(AsyncClosing):
         timeout: float = 30.0,
         max_pending: int = 10_000,
         max_pending_bytes: int = 64 << 20,
+        on_unknown: str = "report",
     ) -> Producer:
         """See anymq.Broker.producer()."""
         core = await self._crossing.run(
@@ -138,6 +151,7 @@ class Broker(AsyncClosing):
                 timeout=timeout,
                 max_pending=max_pending,
                 max_pending_bytes=max_pending_bytes,
+                on_unknown=on_unknown,
             ),
             undo=anymq.Producer.close,
         )
@@ -165,7 +179,7 @@ class Broker(AsyncClosing):
                 max_in_flight=max_in_flight,
                 max_in_flight_bytes=max_in_flight_bytes,
                 max_hold=max_hold,
-                on_refused=None if on_refused is None else self._on_loop(on_refused),
+                on_refused=on_refused and self._crossing.calling(on_refused),
                 not_retryable=not_retryable,
             ),
             undo=anymq.Consumer.close,
@@ -191,15 +205,9 @@ class Broker(AsyncClosing):
                 subscription,
                 limit=limit,
                 timeout=timeout,
-                on_progress=None if on_progress is None else self._on_loop(on_progress),
+                on_progress=on_progress and self._crossing.calling(on_progress),
             )
         )
-
-    def _on_loop(self, callback: Callable[[Told], object]) -> Callable[[Told], None]:
-        def tell(what: Told) -> None:
-            self._crossing.post(lambda: callback(what))
-
-        return tell
 
     # ending
 

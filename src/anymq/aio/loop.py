@@ -16,6 +16,7 @@ from anymq.errors import AnymqError, ClosedError
 
 log = logging.getLogger("anymq")
 Result = TypeVar("Result")
+Told = TypeVar("Told")
 TURN = 100  # messages that pass without a pause before others on the loop get their turn
 THREADS = 32  # calls of one broker that may block at once; more wait for their turn
 
@@ -45,6 +46,14 @@ class Crossing:
             except RuntimeError:  # closed, and nobody will look
                 return False
         return not self.loop.is_closed()
+
+    def calling(self, callback: Callable[[Told], object]) -> Callable[[Told], None]:
+        """What calls it on the loop, from any thread."""
+
+        def call(told: Told) -> None:
+            self.post(lambda: self.loop.call_soon(callback, told))  # what it raises is the loop's
+
+        return call
 
     def _take(self) -> None:
         self._scheduled = False  # before looking: what comes from now on wakes the loop again

@@ -21,7 +21,7 @@ from anymq.errors import (
 )
 from anymq.message import NO_HEADERS, Message, SendOutcome, Status
 from anymq.producer import CHUNKS_AHEAD, PATIENCE, Chunk, SendMany, SendReport, json_message
-from anymq.spi import Topic
+from anymq.spi import Done, Topic
 
 Outcomes = Sequence[SendOutcome]
 
@@ -29,7 +29,7 @@ Outcomes = Sequence[SendOutcome]
 class Handover:
     """Messages on their way to the core's outbox, in their order, and their outcomes."""
 
-    __slots__ = ("answer", "handed", "late", "messages", "size", "until")
+    __slots__ = ("answer", "done", "handed", "late", "messages", "size", "until")
 
     def __init__(
         self, messages: Sequence[Message], answer: asyncio.Future[Outcomes], until: float
@@ -39,6 +39,7 @@ class Handover:
         self.until = until  # time.monotonic() after which it does not wait for room any more
         self.size = sum([len(message.body) for message in messages])  # bytes
         self.handed = 0.0  # time.monotonic() when the outbox had taken it
+        self.done: Done | None = None  # what the outbox calls
         self.late = False  # no answer came in time
 
 
@@ -83,9 +84,7 @@ class Line:
         if self._outbox.sender.waits:
             return False
         try:
-            self._outbox.put(
-                handover.messages, lambda outcomes: self._tell([handover], outcomes), 0.0
-            )
+            self._outbox.put(handover.messages, self._done([handover]), 0.0)
         except BackPressureTimeout:
             return False
         handover.handed = time.monotonic()
@@ -140,7 +139,7 @@ class Line:
             messages = [message for each in joined for message in each.messages]
         wait = max(0.0, joined[0].until - time.monotonic())
         try:
-            self._outbox.put(messages, lambda outcomes: self._tell(joined, outcomes), wait)
+            self._outbox.put(messages, self._done(joined), wait)
         except BackPressureTimeout as error:
             self._no_room(joined, error)
         except BaseException as error:  # noqa: BLE001 (for those who wait for an outcome)
@@ -151,6 +150,19 @@ class Line:
             now = time.monotonic()
             for each in joined:
                 each.handed = now
+
+    def _done(self, joined: list[Handover]) -> Done:
+        def done(outcomes: Outcomes) -> None:
+            self._tell(joined, outcomes)
+
+        for each in joined:
+            each.done = done
+        return done
+
+    def withdraw(self, handover: Handover) -> None:
+        """On the loop: what still waits in the outbox, while there is no session, is answered."""
+        if handover.done is not None:
+            self._outbox.withdraw(handover.done, self._producer._not_sent())
 
     def _no_room(self, joined: list[Handover], error: BackPressureTimeout) -> None:
         """For the first, and for those whose time is over, too."""
@@ -394,6 +406,9 @@ class Producer(AsyncClosing):
         left = (handover.handed or time.monotonic()) + timeout - time.monotonic()
         if left > 0:
             self._crossing.loop.call_later(left, self._late, handover, timeout)
+            return
+        self._line.withdraw(handover)
+        if handover.answer.done():
             return
         error = SendUnknownError(
             f"no answer for message {handover.messages[0].id} to {self.topic} in"
