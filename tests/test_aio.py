@@ -83,6 +83,7 @@ def test_it_has_all_that_the_core_has() -> None:
 ONLY_IN_THE_CORE = {
     *("forward", "backend", "consumer_class"),  # of a producer and a broker: between layers
     *("ack", "nack", "release", "dead_letter", "leave", "condition"),  # of a consumer: the same
+    *("lose", "overdue", "reopen", "end"),  # of what is attached to a session: the same
     *("claim", "handle", "number", "owner", "since", "state"),  # of a delivery: the same
 }
 
