@@ -241,6 +241,7 @@ def test_redrive_tells_on_the_loop(run: Run, make: Callable[..., World]) -> None
             (again,) = await take(consumer, 1)
             assert again.message.headers["anymq-dead-redriven"] == "1"
             await again.ack()
+            assert (await broker.depth(world.subscription.dead_letters)).ready == 0
 
     run(test())
     assert told == [(1, 0)]

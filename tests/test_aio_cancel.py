@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import logging
 import threading
@@ -158,51 +157,6 @@ def test_settling_that_is_cancelled_is_done_all_the_same(
     run(test())
     assert world.left() == 0
     assert not caplog.records
-
-
-def test_fr46_a_cancelled_task_gives_back_what_it_handles(
-    run: Run, make: Callable[..., World], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Ten handlers are cancelled: all ten messages are there again at once, no attempt is spent,
-    and the task that runs them ends cancelled."""
-    world = make()
-    cancelled = 0
-
-    async def handle(delivery: aio.Delivery) -> None:
-        nonlocal cancelled
-        async with delivery:
-            try:
-                await asyncio.sleep(600)
-            except asyncio.CancelledError:
-                cancelled += 1
-                raise
-
-    async def work(consumer: aio.Consumer, running: set[asyncio.Task[None]]) -> None:
-        async with asyncio.TaskGroup() as group:
-            async for delivery in consumer:
-                running.add(group.create_task(handle(delivery)))
-
-    async def test() -> None:
-        running: set[asyncio.Task[None]] = set()
-        async with world.open(prefetch=10) as (_, producer, consumer):
-            await producer.send_many(numbered(10))
-            working = asyncio.create_task(work(consumer, running))
-            await until(lambda: len(running) == 10, "ten are being handled")
-            await asyncio.sleep(0)
-            working.cancel()
-            await asyncio.wait([working], timeout=WAIT)
-            assert working.cancelled()
-            again = await take(consumer, 10)
-            assert {d.attempt for d in again} == {1}
-            for delivery in again:
-                await delivery.ack()
-        gc.collect()
-
-    with caplog.at_level(logging.DEBUG, "asyncio"):
-        run(test())
-    assert cancelled == 10
-    assert "was destroyed" not in caplog.text
-    assert world.left() == 0
 
 
 def test_opening_that_is_cancelled_leaves_nothing_open(

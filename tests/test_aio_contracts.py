@@ -27,7 +27,18 @@ from anymq.testing.verdict import Cell, Outcome
 load()
 COLUMNS = ("memory", "rabbitmq", "redis")
 IDS = (
-    *("DEL-01", "DEL-04", "ACK-01", "ACK-09", "ORD-01", "DLQ-01", "RTY-01", "DLY-01", "PRI-01"),
+    *(
+        "DEL-01",
+        "ACK-01",
+        "ACK-08",
+        "ACK-12",
+        "ORD-01",
+        "DLQ-01",
+        "DLQ-08",
+        "RTY-01",
+        "DLY-01",
+        "PRI-01",
+    ),
     *(
         "FAN-01",
         "RPL-01",

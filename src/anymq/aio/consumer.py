@@ -125,12 +125,12 @@ class LoopConsumer(core.Consumer):
             self._held[delivery] = who
 
     def _me(self) -> object:
-        return self._who
+        return super()._me() if self._who is None else self._who
 
     def _drained(self, me: object) -> bool:
         """What a task has received that has ended since is nobody's."""
-        return not self._parking and not any(
-            isinstance(who, asyncio.Task) and who is not me and not who.done()
+        return not self._parking and all(
+            who == me or (isinstance(who, asyncio.Task) and who.done())
             for who in list(self._held.values())
         )
 

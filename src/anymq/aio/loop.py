@@ -51,6 +51,9 @@ class Crossing:
         """What calls it on the loop, from any thread."""
 
         def call(told: Told) -> None:
+            if self.here:
+                callback(told)
+                return
             self.post(lambda: self.loop.call_soon(callback, told))  # what it raises is the loop's
 
         return call
