@@ -147,10 +147,12 @@ class Producer(Closing):
         return self.send(json_message(value, key, headers, delay))
 
     def send_soon(self, message: Message) -> Future[SendOutcome]:
-        """Hand over one message and return; the future has the outcome, or raises as send() does.
-        Blocks only while too much is pending. Raises InvalidMessageError and the like at once."""
+        """Hand over one message and return; the future has the outcome, or raises as send() does;
+        it cannot be cancelled. Blocks only while too much is pending. Raises InvalidMessageError
+        and the like at once."""
         self._prepare(message)
         future: Future[SendOutcome] = Future()
+        future.set_running_or_notify_cancel()  # from now on nobody can cancel it
 
         def done(outcomes: Sequence[SendOutcome]) -> None:
             outcome = outcomes[0]
