@@ -111,10 +111,6 @@ class LoopConsumer(core.Consumer):
     def stopping(self) -> bool:
         return self._stopping
 
-    @property
-    def acks_behind(self) -> bool:
-        return len(self._acks) > BEHIND
-
     def retry_in(self) -> float:
         """Seconds until a held retry is due."""
         return self._retries.wait()
@@ -236,13 +232,13 @@ class Delivery:
 
     async def ack(self, wait: bool = False) -> None:
         """See anymq.Delivery.ack()."""
-        core = self.consumer._core
+        consumer = self.consumer
         if wait:
-            await self.consumer._crossing.run(core.ack, self.raw, True)
+            await consumer._crossing.run(consumer._ack, self.raw, True)
             return
-        core.ack(self.raw)
-        if core.acks_behind:
-            await self.consumer._crossing.run(core.flush_acks)
+        consumer._ack(self.raw)
+        if len(consumer._acks) > BEHIND:
+            await consumer._crossing.run(consumer._core.flush_acks)
 
     async def nack(self, delay: float = 0.0, error: BaseException | None = None) -> None:
         """See anymq.Delivery.nack()."""
@@ -287,6 +283,7 @@ class Consumer(AsyncClosing):
 
     def __init__(self, consumer: LoopConsumer, crossing: Crossing) -> None:
         self._core = consumer
+        self._ack, self._acks = consumer.ack, consumer._acks
         self._crossing = crossing
         self._waiting: list[asyncio.Future[None]] = []
         self._taken = 0  # deliveries of the last time

@@ -17,7 +17,7 @@ from anymq.errors import AnymqError, ClosedError
 log = logging.getLogger("anymq")
 Result = TypeVar("Result")
 Told = TypeVar("Told")
-TURN = 100  # messages that pass without a pause before others on the loop get their turn
+TURN = 500  # messages that pass without a pause before others on the loop get their turn
 THREADS = 32  # calls of one broker that may block at once; more wait for their turn
 
 

@@ -187,6 +187,7 @@ class Line:
         start = 0
         for each in joined:
             end = start + len(each.messages)
+            each.done = None  # which refers to this: what was sent need not wait for the collector
             if not each.answer.done():
                 each.answer.set_result(outcomes[start:end])
             elif each.answer.cancelled():
