@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -183,6 +186,86 @@ TABLE = {  # everything that AMQP has for a header, and pika can write
 }
 
 
+FOREIGN = {
+    "bare": None,
+    "rich": pika.BasicProperties(
+        message_id="theirs-1",
+        content_type="application/x-python-serialize",
+        content_encoding="binary",
+        correlation_id="c-9",
+        reply_to="their-answers",
+        type="their.task",
+        app_id="their-app",
+        timestamp=1_700_000_000,
+        headers=TABLE,
+    ),
+    # What celery writes: a consumer that gets its letters back needs every type as it was.
+    "like celery": pika.BasicProperties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        correlation_id="5e4f",
+        delivery_mode=2,
+        headers={"task": "add", "retries": 0, "timelimit": [None, None], "eta": None},
+    ),
+}
+KEPT = ("content_type", "content_encoding", "correlation_id", "reply_to", "type", "app_id")
+
+
+def assert_whole(found: Any, sent: Any) -> None:
+    """Properties and headers as they were sent, types included; what anymq adds aside."""
+    sent = sent or pika.BasicProperties()
+    assert {name: getattr(found, name) for name in KEPT} == {n: getattr(sent, n) for n in KEPT}
+    assert sent.message_id in (None, found.message_id)
+    headers = own(found.headers)
+    if sent.timestamp:
+        assert headers.pop("anymq-time") == 1000 * sent.timestamp
+    expected = sent.headers or {}
+    assert headers == expected
+    assert [isinstance(headers[name], type(expected[name])) for name in expected].count(False) == 0
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_message_fails_is_parked_and_redriven_whole(
+    broker: anymq.Broker, work: Subscription, channel: Any, name: str
+) -> None:
+    sent = FOREIGN[name]
+    channel.basic_publish("", work.queue_name, b"\x80theirs", sent)
+    with broker.consumer(work) as consumer:
+        attempts = []
+        for delay in (0.0, 0.1, 0.0):
+            (delivery,) = take(consumer)
+            attempts.append(delivery.attempt)
+            delivery.nack(delay)
+        assert attempts == [1, 2, 3]
+    properties, body = get(channel, work.dead_letters.queue_name)
+    assert body == b"\x80theirs"
+    assert properties.headers["anymq-dead-reason"] == "max_attempts"
+    assert properties.headers["anymq-dead-attempts"] == "3"
+    assert_whole(properties, sent)
+    channel.basic_publish("", work.dead_letters.queue_name, body, properties)
+    assert broker.redrive(work).redriven == 1
+    properties, body = get(channel, work.queue_name)
+    assert body == b"\x80theirs"
+    assert_whole(properties, sent)
+
+
+def test_a_foreign_message_that_the_broker_copied_elsewhere(
+    broker: anymq.Broker, work: Subscription, channel: Any
+) -> None:
+    """CC names more queues. It is no header to send on: the letter would be copied, too."""
+    copies = channel.queue_declare("", exclusive=True).method.queue
+    properties = pika.BasicProperties(headers={"CC": [copies], "x": "y"})
+    channel.basic_publish("", work.queue_name, b"theirs", properties)
+    assert get(channel, copies)[1] == b"theirs"
+    with broker.consumer(work) as consumer:
+        (delivery,) = take(consumer)
+        delivery.dead_letter("on purpose")
+        properties, body = get(channel, work.dead_letters.queue_name)
+        assert (body, own(properties.headers)) == (b"theirs", {"x": "y"})
+        assert properties.headers["anymq-dead-dropped"] == f'CC=["{copies}"]'
+        assert channel.basic_get(copies)[0] is None
+
+
 def test_a_queue_of_somebody_else(broker: anymq.Broker, channel: Any) -> None:
     """By address, both ways, with the default exchange and with one of their own."""
     name = f"Legacy jobs {uuid.uuid4()}"
@@ -204,19 +287,53 @@ def test_a_queue_of_somebody_else(broker: anymq.Broker, channel: Any) -> None:
 # Redis
 
 
+def cli(server: LocalBroker, *words: str) -> list[str]:
+    """redis-cli as it comes with the server."""
+    tool = server.tool("redis-cli")
+    port = 6379 if tool[0] == "docker" else urlsplit(server.url).port  # where it sees the server
+    return [*tool, "-p", str(port), *words]
+
+
+def publish(server: LocalBroker, channel: str, payload: bytes) -> int:
+    done = subprocess.run(
+        cli(server, "-x", "PUBLISH", channel), input=payload, capture_output=True, check=True
+    )
+    return int(done.stdout)
+
+
+@contextmanager
+def subscribed(server: LocalBroker, channel: str) -> Iterator[Callable[[int], bytes]]:
+    """A redis-cli that shows a channel; it is asked for so many bytes of the next payload."""
+    process = subprocess.Popen(cli(server, "SUBSCRIBE", channel), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines = process.stdout
+    assert [lines.readline() for _ in range(3)] == [
+        b"subscribe\n",
+        channel.encode() + b"\n",
+        b"1\n",
+    ]
+
+    def payload(size: int) -> bytes:
+        head = [lines.readline() for _ in range(2)]
+        assert head == [b"message\n", channel.encode() + b"\n"]
+        found = lines.read(size)
+        assert lines.readline() == b"\n"
+        return found
+
+    try:
+        yield payload
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture
 def name() -> str:
     return f"t{uuid.uuid4().hex[:12]}"
 
 
-def publish(server: LocalBroker, channel: str, payload: bytes) -> int:
-    """How many heard it."""
-    with redis.Redis.from_url(server.url) as client:
-        return int(client.publish(channel, payload))
-
-
 @pytest.mark.parametrize("body", [b"plain", b"{}", bytes(range(256)), b"\x00anymq1 {broken", b""])
-def test_anymq_reads_what_a_redis_client_published(
+def test_anymq_reads_what_redis_cli_published(
     redis_server: LocalBroker, name: str, body: bytes
 ) -> None:
     with (
@@ -227,6 +344,18 @@ def test_anymq_reads_what_a_redis_client_published(
         (delivery,) = take(consumer)
         assert delivery.message == Message(body)
         delivery.ack()
+
+
+@pytest.mark.parametrize("envelope", ["needed", "never"])
+def test_redis_cli_reads_a_body_that_anymq_sent(
+    redis_server: LocalBroker, name: str, envelope: str
+) -> None:
+    with (
+        anymq.connect(f"{redis_server.url}?envelope={envelope}") as broker,
+        subscribed(redis_server, name) as payload,
+    ):
+        broker.producer(name).send(WHOLE.body)
+        assert payload(len(WHOLE.body)) == WHOLE.body
 
 
 def code_of_the_page(*names: str) -> Any:

@@ -24,6 +24,7 @@ from anymq.errors import (
     SendUnknownError,
     UnsupportedError,
 )
+from anymq.local import start
 from anymq.message import Delivery
 from anymq_rabbitmq.capabilities import version_of
 from anymq_rabbitmq.receiver import RabbitReceiver
@@ -114,6 +115,53 @@ def take(consumer: anymq.Consumer, count: int = 1) -> list[Delivery]:
 
     until(complete, f"{count} deliveries")
     return found
+
+
+# what failed is kept back by the broker
+
+
+def test_what_failed_waits_at_the_broker_also_over_a_restart(url: str, connect: Connect) -> None:
+    """Never early, and longer with each attempt; what is released comes at once, and what a
+    consumer of another session gives back by dying waits, too. Nothing is lost."""
+    version = version_of(connect().server)
+    assert version is not None
+    if version < (4, 3):
+        with pytest.raises(UnsupportedError, match="retry_min"):
+            anymq.connect(f"{url}?retry_min=400ms")
+        return
+    with (
+        start("rabbitmq") as own,
+        anymq.connect(f"{own.url}?retry_min=400ms&retry_max=1s") as first,
+    ):
+        sub = Subscription(Topic("jobs"), "worker")
+        first.provision(sub)
+        born = time.monotonic()
+        with first.producer(sub.topic) as producer:
+            producer.send_many(Message(b"%d" % n) for n in range(20))
+        consumer = first.consumer(sub)
+        waits = []
+        for _ in range(2):
+            for delivery in take(consumer, 20):
+                delivery.nack()
+            consumer.flush()
+            failed = time.monotonic()
+            again = take(consumer, 20)
+            waits.append(time.monotonic() - failed)
+            for delivery in again:
+                delivery.release()
+        assert waits[0] >= 0.39
+        assert waits[1] >= 0.79
+        held = take(consumer, 20)
+        assert {delivery.attempt for delivery in held} == {3}
+        for delivery in held:
+            delivery.nack()
+        consumer.flush()
+        until(lambda: time.monotonic() - born > 2.5, "a queue old enough to survive a kill")
+        own.kill()
+        own.restart()
+        with anymq.connect(own.url) as second, second.consumer(sub) as rest:
+            bodies = {delivery.body for delivery in take(rest, 20)}
+        assert len(bodies) == 20
 
 
 # delays

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,10 +28,12 @@ from anymq.url import read_options
 from anymq_rabbitmq import BACKEND, private
 from anymq_rabbitmq.capabilities import UNLIMITED
 from anymq_rabbitmq.staging import lengths, rounded
-from anymq_rabbitmq.topology import Route, arguments, queue_of
+from anymq_rabbitmq.topology import Route, arguments, check_retry, queue_of
 from anymq_rabbitmq.wire import Encoder, attempt, decode
 
 ORDERS = Topic("orders")
+QUORUM = {"queue": "quorum", "retry_min": None, "retry_max": None}
+CLASSIC = QUORUM | {"queue": "classic"}
 PAYLOAD = 131_064  # of one frame, by the usual negotiation
 LENGTHS = list(lengths())
 declare = BACKEND.declare
@@ -190,44 +193,44 @@ def test_a_queue_address_is_verbatim() -> None:
 
 
 def test_arguments() -> None:
-    plain = arguments(Subscription(ORDERS, "billing"), "quorum")
+    plain = arguments(Subscription(ORDERS, "billing"), QUORUM)
     assert plain == {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
-    parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20), "quorum")
+    parked = arguments(Subscription(ORDERS, "billing", dead_letter=True, max_attempts=20), QUORUM)
     assert parked["x-delivery-limit"] == 199  # 200 deliveries
     assert parked["x-dead-letter-exchange"] == "orders_billing_dead"
     assert parked["x-dead-letter-routing-key"] == "orders/billing 200"
     assert parked["x-dead-letter-strategy"] == "at-least-once"
     assert parked["x-overflow"] == "reject-publish"
     away = arguments(
-        Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")), "quorum"
+        Subscription(ORDERS, "billing", dead_letter=Topic("morgue", "/morgue.q")), QUORUM
     )
     assert (away["x-dead-letter-exchange"], away["x-dead-letter-routing-key"]) == ("", "morgue.q")
     long = Subscription(Topic("orders", "ö" * 120), "billing", dead_letter=True)
-    assert arguments(long, "quorum")["x-dead-letter-routing-key"] == "orders/billing 100"
-    assert arguments(Subscription(ORDERS, "billing", ordered=True), "quorum")[
+    assert arguments(long, QUORUM)["x-dead-letter-routing-key"] == "orders/billing 100"
+    assert arguments(Subscription(ORDERS, "billing", ordered=True), QUORUM)[
         "x-single-active-consumer"
     ]
 
 
 def test_dead_letters_are_never_thrown_away() -> None:
     letters = Subscription(ORDERS, "billing", dead_letter=True).dead_letters
-    assert arguments(letters, "quorum")["x-delivery-limit"] == UNLIMITED
+    assert arguments(letters, QUORUM)["x-delivery-limit"] == UNLIMITED
 
 
 def test_arguments_of_classic_queues() -> None:
-    plain = arguments(Subscription(ORDERS, "billing", dead_letter=True), "classic")
+    plain = arguments(Subscription(ORDERS, "billing", dead_letter=True), CLASSIC)
     assert plain == {
         "x-queue-type": "classic",
         "x-max-priority": 9,
         "x-dead-letter-exchange": "orders_billing_dead",
         "x-dead-letter-routing-key": "orders/billing 100",
     }
-    ordered = arguments(Subscription(ORDERS, "billing", ordered=True), "classic")
+    ordered = arguments(Subscription(ORDERS, "billing", ordered=True), CLASSIC)
     assert ordered == {"x-queue-type": "classic", "x-single-active-consumer": True}
 
 
 def test_a_lease_is_in_milliseconds() -> None:
-    found = arguments(Subscription(ORDERS, "billing", lease=1.5), "quorum")
+    found = arguments(Subscription(ORDERS, "billing", lease=1.5), QUORUM)
     assert found["x-consumer-timeout"] == 1500
 
 
@@ -372,6 +375,63 @@ def test_foreign_values_become_readable_text() -> None:
         "\udcfename": "1.5",
         "x-request-id": "theirs, not the broker's",
     }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1,
+        -1,
+        long(1 << 40),
+        True,
+        None,
+        b"raw",
+        Decimal("1.25"),
+        datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        [1, ["two", b"\xff"], None],
+        {"deep": {"er": [False, 2]}},
+    ],
+)
+def test_foreign_values_travel_on_as_what_they_are(value: Any) -> None:
+    found = decode(BasicProperties(headers={"h": value}), b"")
+    letter = Message(b"", headers=dict(found.headers))
+    again = parsed(frames(letter))[1].properties
+    assert again.headers == {"h": value}
+    assert type(again.headers["h"]) is type(value)
+
+
+def test_properties_that_have_no_field_are_headers() -> None:
+    sent = BasicProperties(content_encoding="gzip", type="task", app_id="theirs")
+    found = decode(sent, b"")
+    shown = {"amqp-content-encoding": "gzip", "amqp-type": "task", "amqp-app-id": "theirs"}
+    assert found.headers == shown
+    again = parsed(frames(found))[1].properties
+    assert (again.content_encoding, again.type, again.app_id) == ("gzip", "task", "theirs")
+    assert not again.headers
+    with pytest.raises(InvalidMessageError, match="amqp-type"):
+        frames(Message(b"", headers={"amqp-type": "x" * 256}))
+
+
+def test_what_failed_is_kept_back_by_the_broker_from_4_3_on() -> None:
+    kept = QUORUM | {"retry_min": 0.3, "retry_max": 60.0}
+    billing = Subscription(ORDERS, "billing", dead_letter=True)
+    found = arguments(billing, kept)
+    assert (found["x-delayed-retry-type"], found["x-delayed-retry-min"]) == ("failed", 300)
+    assert found["x-delayed-retry-max"] == 60_000
+    assert arguments(billing.dead_letters, kept) == arguments(billing.dead_letters, QUORUM)
+    with pytest.raises(UnsupportedError, match="overtaken"):
+        arguments(Subscription(ORDERS, "billing", ordered=True), kept)
+    check_retry(kept, "RabbitMQ 4.3.6")
+    check_retry(QUORUM, "RabbitMQ 3.10.8")
+    for options, server, error, says in (
+        (kept, "RabbitMQ 4.0.5", UnsupportedError, "4.0.5"),
+        (kept | {"queue": "classic"}, "RabbitMQ 4.3.6", UnsupportedError, "quorum"),
+        (kept | {"retry_min": None}, "RabbitMQ 4.3.6", ConfigError, "retry_min"),
+        (kept | {"retry_max": 0.1}, "RabbitMQ 4.3.6", ConfigError, "retry_max"),
+    ):
+        with pytest.raises(error, match=says):
+            check_retry(options, server)
+    assert "0.3 s" in declare(kept, billing).fact(Guarantee.NACK).reason
 
 
 def test_a_bare_foreign_message() -> None:

@@ -44,6 +44,15 @@ BACKEND = Backend(
             "the type of the queues: quorum ones are kept by several nodes and count deliveries,"
             " classic ones have priorities on every version",
         ),
+        "retry_min": Option(
+            period,
+            None,
+            "from RabbitMQ 4.3: how long the broker itself keeps back a message that failed, once"
+            " per attempt; for quorum queues that are not ordered, and part of how they are made",
+        ),
+        "retry_max": Option(
+            period, None, "the longest that it is kept back; without it always retry_min"
+        ),
         "timeout": Option(period, 10.0, "how long to wait for a connection to one host"),
     },
 )

@@ -52,6 +52,11 @@ class RabbitAdapter(Adapter):
         self._consuming = open_connection(url, options, "consuming")
         self.native = self._consuming.native
         self.server = f"RabbitMQ {self.native.server_properties.get('version', '')}".strip()
+        try:
+            topology.check_retry(options, self.server)
+        except AnymqError:
+            self._consuming.close()
+            raise
 
     @property
     def lost(self) -> AnymqError | None:  # type: ignore[override]
@@ -64,7 +69,7 @@ class RabbitAdapter(Adapter):
 
     def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
         for each in what:
-            topology.provision(self._consuming, each, mode, self._options["queue"])
+            topology.provision(self._consuming, each, mode, self._options)
 
     def sender(self, to: Topic | Subscription) -> Sender:
         route = Route.of(to)

@@ -235,11 +235,24 @@ def declare(
         facts |= CLASSIC
         if ordered:
             facts |= CLASSIC_ORDERED
+    if options.get("retry_min") is not None and isinstance(at, Subscription) and not ordered:
+        facts[G.NACK] = _kept_back(options)
     if at.address is not None:
         facts |= _address(at, ordered)
     about = f"RabbitMQ {kind} queue{', single active consumer' if ordered else ''}"
     limits = _limits(facts, at, ordered, version, kind)
     return Capabilities(facts, limits, about, server, () if version else (ASSUMED,))
+
+
+def _kept_back(options: Mapping[str, Any]) -> Fact:
+    most = options.get("retry_max")
+    up_to = f" per attempt, {most:g} s at most" if most else ""
+    return Fact(
+        Level.NATIVE,
+        f"basic.reject(requeue); the broker keeps it back for {options['retry_min']:g} s{up_to}",
+        "x-delayed-retry-type: seen on 4.3.6",
+        "what a crash gives back is kept back, too; it is overtaken; depth() does not count it",
+    )
 
 
 def _limits(
@@ -305,6 +318,9 @@ def _lease(kind: str, version: tuple[int, int] | None) -> Fact:
 
 
 def _pattern(at: Topic | Subscription) -> Fact:
+    if isinstance(at, Subscription) and at.pattern is not None:
+        reason = "exchanges are subscribed to one by one: binding= chooses among the keys of one"
+        return Fact(Level.ABSENT, reason, DOCS + "exchanges")
     if isinstance(at, Topic) or at.topic.address is None or at.topic.address.startswith("/"):
         reason = "our exchanges send everything to everybody: give the topic the address of one"
         return Fact(Level.ABSENT, reason, DOCS + "exchanges")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ from anymq.spi import (
     Mode,
     Subscription,
     Topic,
+    UnsupportedError,
 )
 from anymq_rabbitmq import staging
-from anymq_rabbitmq.capabilities import CLASSIC_LEVELS, UNLIMITED
+from anymq_rabbitmq.capabilities import CLASSIC_LEVELS, UNLIMITED, version_of
 from anymq_rabbitmq.connection import Connection
 
 
@@ -67,8 +69,27 @@ def check_name(address: str, *names: str) -> None:
             )
 
 
-def arguments(subscription: Subscription, kind: str) -> dict[str, Any]:
+def check_retry(options: Mapping[str, Any], server: str) -> None:
+    """Raises ConfigError or UnsupportedError where the broker would not keep back what failed: an
+    older one takes the arguments and ignores them (seen on 4.0.5)."""
+    least, most = options["retry_min"], options["retry_max"]
+    if most is not None and (least is None or most < least):
+        raise ConfigError(f"retry_max={most:g}: it needs a retry_min, and is not less")
+    if least is None:
+        return
+    if options["queue"] != "quorum":
+        raise UnsupportedError("retry_min: only quorum queues keep back what failed")
+    version = version_of(server)
+    if version is not None and version < (4, 3):
+        raise UnsupportedError(
+            f"retry_min: {server} does not keep back what failed: RabbitMQ 4.3 does, and"
+            " nack(delay=...) works on all versions"
+        )
+
+
+def arguments(subscription: Subscription, options: Mapping[str, Any]) -> dict[str, Any]:
     """Every queue says all of it, whole numbers as int: RabbitMQ ignores a limit given as text."""
+    kind = options["queue"]
     found: dict[str, Any] = {"x-queue-type": kind}
     if subscription.ordered:
         found["x-single-active-consumer"] = True
@@ -83,7 +104,26 @@ def arguments(subscription: Subscription, kind: str) -> dict[str, Any]:
         found["x-dead-letter-routing-key"] = route.key
         if target.address is None:
             found["x-dead-letter-routing-key"] = epitaph(subscription)
+    if options["retry_min"] is not None and subscription.name != DEAD:
+        found |= _delayed_retry(subscription, options)
     return found | (_quorum(subscription) if kind == "quorum" else {})
+
+
+def _delayed_retry(subscription: Subscription, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`failed` delays what is rejected and what a lost channel gives back, not what is released
+    by basic.nack."""
+    if subscription.ordered:
+        raise UnsupportedError(
+            f"{subscription}: ordered=True with retry_min: what waits for its next attempt is"
+            " overtaken; open it by a URL without retry_min"
+        )
+    found: dict[str, Any] = {
+        "x-delayed-retry-type": "failed",
+        "x-delayed-retry-min": int(options["retry_min"] * 1000),
+    }
+    if options["retry_max"] is not None:
+        found["x-delayed-retry-max"] = int(options["retry_max"] * 1000)
+    return found
 
 
 def _quorum(subscription: Subscription) -> dict[str, Any]:
@@ -113,14 +153,14 @@ def epitaph(subscription: Subscription) -> str:
 
 
 def provision(
-    connection: Connection, what: Topic | Subscription, mode: Mode, kind: str = "quorum"
+    connection: Connection, what: Topic | Subscription, mode: Mode, options: Mapping[str, Any]
 ) -> None:
     """Make it, or prove that it is there as it would be made. Addresses are only looked up.
-    `kind`: of the queues."""
+    `options`: of the URL, which tell what queues are like."""
     if isinstance(what, Topic):
         _provision_topic(connection, what, mode)
     else:
-        _provision_queue(connection, what, mode, kind)
+        _provision_queue(connection, what, mode, options)
 
 
 def _provision_topic(connection: Connection, topic: Topic, mode: Mode) -> None:
@@ -138,7 +178,7 @@ def _provision_topic(connection: Connection, topic: Topic, mode: Mode) -> None:
 
 
 def _provision_queue(
-    connection: Connection, subscription: Subscription, mode: Mode, kind: str
+    connection: Connection, subscription: Subscription, mode: Mode, options: Mapping[str, Any]
 ) -> None:
     queue = queue_of(subscription)
     if subscription.address is not None or mode is Mode.VALIDATE:
@@ -152,7 +192,7 @@ def _provision_queue(
             f"{subscription}: only the queue {route.key!r} itself can receive from"
             f" {subscription.topic}: give the subscription address={route.key!r}"
         )
-    wanted = arguments(subscription, kind)
+    wanted = arguments(subscription, options)
     described = ", ".join(f"{name}={value}" for name, value in wanted.items())
     what = f"queue {queue!r} ({described})"  # the server names only the first that differs
     connection.ask("queue_declare", what, queue=queue, durable=True, arguments=wanted)

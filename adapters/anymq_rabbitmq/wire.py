@@ -28,12 +28,14 @@ from anymq.spi import (
     RejectedError,
     TooLargeError,
 )
+from anymq_rabbitmq import foreign
 from anymq_rabbitmq.capabilities import BROKER_HEADERS, RESERVED
 
 SHORT = 255  # bytes of a short string: AMQP counts them in one byte
 FAILED = "anymq-attempts"  # those that failed before it was sent back
 TAG = "anymq-tag"  # tells two messages with one id apart when the broker returns one of them
 HIDDEN = BROKER_HEADERS | {"anymq-time", "anymq-key"}  # the usual ones, found at one look
+APART = RESERVED | foreign.SHOWN  # not simply sent as headers
 
 # Property flags of the basic class, in the order in which the properties follow.
 CONTENT_TYPE, HEADERS, DELIVERY_MODE = 1 << 15, 1 << 13, 1 << 12
@@ -146,10 +148,14 @@ def _header(message: Message, size: int, tag: int | None) -> bytes:
         flags |= EXPIRATION
         left = max(0, int((message.expires - time.time()) * 1000))
         expiration = _short("expires", str(left))
+    encoding = kind = app = b""
+    if message.headers and not foreign.SHOWN.isdisjoint(message.headers):
+        flags, (encoding, kind, app) = _shown(flags, message.headers)
     return b"".join(
         (
             pack(">HHQH", BASIC, 0, size, flags),
             content,
+            encoding,
             table,
             PERSISTENT,
             priority,
@@ -157,6 +163,8 @@ def _header(message: Message, size: int, tag: int | None) -> bytes:
             reply,
             expiration,
             ident,
+            kind,
+            app,
         )
     )
 
@@ -205,11 +213,28 @@ def _table(message: Message, tag: int | None) -> bytes:
     if tag is not None:
         parts += (_short("tag", TAG), b"l", pack(">q", tag))
     for name, value in message.headers.items():
-        if name in RESERVED:
-            raise RejectedError(f"header {name!r}: RabbitMQ gives this name a meaning of its own")
+        if name in APART:
+            if name in RESERVED:
+                raise RejectedError(
+                    f"header {name!r}: RabbitMQ gives this name a meaning of its own"
+                )
+            continue  # it is a property
+        if type(value) is foreign.Typed:
+            parts += (_short("a header name", name), foreign.field(value.native))
+            continue
         raw = value.encode("utf-8", "surrogateescape")
         parts += (_short("a header name", name), b"S", pack(">I", len(raw)), raw)
     return b"".join(parts)
+
+
+def _shown(flags: int, headers: Mapping[str, str]) -> tuple[int, list[bytes]]:
+    """The flags with those of the properties that are shown as headers, and these."""
+    found = []
+    for name, (_, flag) in foreign.PROPERTIES.items():
+        value = headers.get(name)
+        found.append(b"" if value is None else _short(name, value))
+        flags |= 0 if value is None else flag
+    return flags, found
 
 
 def _short(what: str, text: str) -> bytes:
@@ -232,6 +257,8 @@ def decode(properties: Any, body: bytes, routing_key: str = "") -> Message:
         ident if ident is None or type(ident) is str else text(ident),
         _seconds(properties.timestamp) if stamp is None else _seconds(stamp, 1000),
     )
+    if properties.content_encoding or properties.type or properties.app_id:
+        message.headers = {**message.headers, **_properties(properties)}
     for name in ("content_type", "correlation_id", "reply_to"):
         value = getattr(properties, name)
         if value is not None:
@@ -312,8 +339,14 @@ def _headers(table: Mapping[Any, Any]) -> Mapping[str, str]:
         name = key if type(key) is str else text(key)
         if name in HIDDEN or (name[:6] == "anymq-" and name[:11] != "anymq-dead-"):
             continue
-        shown[name] = value if type(value) is str else text(value)
+        shown[name] = value if type(value) is str else foreign.header(value, text(value))
     return shown or NO_HEADERS
+
+
+def _properties(found: Any) -> dict[str, str]:
+    """The headers that show those of pika's properties that a Message has no field for."""
+    values = {name: getattr(found, what) for name, (what, _) in foreign.PROPERTIES.items()}
+    return {name: text(value) for name, value in values.items() if value is not None}
 
 
 def _seconds(native: Any, parts: int = 1) -> float | None:

@@ -48,7 +48,7 @@ from anymq.errors import (
 )
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
 from anymq.topics import DEAD, Subscription, Topic
-from anymq.url import Option, Url, one_of, period, seconds, whole
+from anymq.url import Option, Url, flag, one_of, period, seconds, whole
 
 __all__ = [
     "DEAD",
@@ -96,6 +96,7 @@ __all__ = [
     "UnroutableError",
     "UnsupportedError",
     "Url",
+    "flag",
     "one_of",
     "period",
     "seconds",
