@@ -177,11 +177,9 @@ def test_what_was_not_handed_over_in_its_time_has_failed_and_is_not_sent_later(
         producer.send_many([Message(b"late")], lambda _, outcome: outcomes.append(outcome))
         assert [outcome.status for outcome in outcomes] == [Status.FAILED]
     else:
+        future = producer.send_soon(Message(b"late")) if how == "send_soon" else None
         with pytest.raises(ConnectionLostError, match="not sent"):
-            if how == "send":
-                producer.send(b"late")
-            else:
-                producer.send_soon(Message(b"late")).result(20)
+            _ = producer.send(b"late") if future is None else future.result(20)
     world.memory.down = False
     until(lambda: not _raises(producer, b"1"), "a send that is stored")
     assert take(broker, 1) == [b"1"]

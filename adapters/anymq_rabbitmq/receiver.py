@@ -131,6 +131,8 @@ class RabbitReceiver(Receiver):
         if errors.timed_out(error) and not self._closing:
             self._lapse(found)
             return
+        if self._started.done():
+            found = errors.session_over(found, f"queue {self._queue!r}")
         self._on_end(found)
         self._finished.set()
 
@@ -179,7 +181,7 @@ class RabbitReceiver(Receiver):
         elif self._closing:
             self._end_claim(self._closed())
         elif not self._claim.ended:
-            self._end_claim(errors.session_over(error, f"queue {self._queue!r}"))
+            self._end_claim(error)
             self._told(self._claim)
 
     def _closed(self) -> AnymqError:
@@ -305,7 +307,8 @@ class RabbitReceiver(Receiver):
         """What could not be sent back is still with this channel, and comes again with its end."""
         if claim.ended:
             return
-        error = ConnectionLostError(f"{claim.name}: a failed message was not sent back: {why}")
+        kind = ConnectionLostError if why.retryable else type(why)  # else it would fail for ever
+        error = kind(f"{claim.name}: a failed message was not sent back: {why}")
         error.__cause__ = why
         self._on_end(error)
         self._channel.close()
