@@ -14,6 +14,7 @@ from tests.conftest import WAIT, Gate, LateSession, Run, Shut, World, late, numb
 
 import anymq
 from anymq import aio
+from anymq.aio.consumer import BEHIND
 from anymq.errors import (
     BackPressureTimeout,
     ConnectionLostError,
@@ -75,6 +76,36 @@ def test_a_client_that_blocks_does_not_block_the_loop(
             await call
 
     run(test())
+
+
+def test_acks_do_not_block_the_loop_and_do_not_pile_up(
+    run: Run, make: Callable[..., World]
+) -> None:
+    """An ack does not wait for the broker, until very many wait for it."""
+    Shut.gates = {}
+    world = make(Shut)
+
+    async def ack(deliveries: list[aio.Delivery]) -> None:
+        for delivery in deliveries:
+            await delivery.ack()
+
+    async def test() -> None:
+        async with world.open(prefetch=3000) as (_, producer, consumer):
+            await producer.send_many(numbered(3000))
+            held = await take(consumer, 3000)
+            Shut.gates = {"ack": (gate := Gate())}
+            await ack(held[:500])
+            await until(lambda: gate.waiting, "the first of them are on their way")
+            acking = asyncio.create_task(ack(held[500:]))
+            await until(lambda: len(consumer._acks) > BEHIND, "very many wait")
+            await asyncio.sleep(0.05)
+            assert not acking.done()
+            assert len(consumer._acks) < BEHIND + 10
+            gate.open.set()
+            await acking
+
+    run(test())
+    assert world.left() == 0
 
 
 def test_no_room_does_not_block_the_loop(run: Run, make: Callable[..., World]) -> None:
