@@ -98,6 +98,7 @@ def test_a_send_that_is_cancelled_is_answered_and_logged(
             assert Counter(map(type, errors)) == {asyncio.CancelledError: 16, BrokerError: 15}
             await producer.flush()
             assert producer._line.open == 0
+            assert next(producer._core._failures) == 15 + 1 + 20 + 1  # each was counted once
 
     try:
         with caplog.at_level(logging.WARNING, "anymq"):
