@@ -37,7 +37,7 @@ class Handover:
         self.messages = messages
         self.answer = answer
         self.until = until  # time.monotonic() after which it does not wait for room any more
-        self.size = sum([len(message.body) for message in messages])  # bytes
+        self.size = 0  # bytes; of one that waits in the line
         self.handed = 0.0  # time.monotonic() when the outbox had taken it
         self.done: Done | None = None  # what the outbox calls
         self.late = False  # no answer came in time
@@ -71,6 +71,7 @@ class Line:
         self._crossing.check()
         self.open += len(handover.messages)
         if self._running or not self._put_here(handover):
+            handover.size = sum([len(message.body) for message in handover.messages])
             with self._lock:
                 self._waiting.append(handover)
                 self._size += handover.size
