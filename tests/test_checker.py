@@ -166,7 +166,7 @@ NEARLY: dict[str, tuple[Story, set[str]]] = {  # one step from the anomaly, and 
         {"unexplained"},
     ),
     "after_close": (
-        Story().send("a").get("a").ack("a").end(Kind.CLOSED).get("a", who="e"),
+        Story().send("a").get("a").ack("a").end(Kind.CLOSING).end(Kind.CLOSED).get("a", who="e"),
         {"after_ack"},
     ),
     "after_fault": (Story().send("a").end(Kind.FAULT, "").get("a", "a"), {"unexplained"}),

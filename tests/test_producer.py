@@ -128,6 +128,18 @@ def test_the_limit_in_bytes_counts_bodies_and_lets_a_single_large_one_pass() -> 
     out.send_soon(Message(b"y"))
 
 
+def test_what_was_handed_over_cannot_be_cancelled() -> None:
+    """Or its outcome would raise InvalidStateError in the thread that brings it."""
+    sender = LateSender()
+    out = producer(sender)
+    futures = [out.send_soon(m) for m in numbered(2)]
+    assert not any(future.cancel() for future in futures)
+    sender.answer()
+    sender.answer(lambda _: REFUSED)
+    assert futures[0].result().status is Status.STORED
+    assert isinstance(futures[1].exception(), BrokerError)
+
+
 def test_an_answer_that_does_not_come_is_unknown_never_failed() -> None:
     out = producer(LateSender(), timeout=0.1)
     with pytest.raises(SendUnknownError, match="may be stored"):

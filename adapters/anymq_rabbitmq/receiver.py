@@ -44,6 +44,8 @@ class RabbitReceiver(Receiver):
     """`_unsettled` is shared: the I/O thread adds, whoever settles takes out, and taking out is
     atomic, so that each delivery is settled once. The rest belongs to the I/O thread."""
 
+    waits = False
+
     def __init__(
         self,
         connection: Connection,

@@ -92,6 +92,8 @@ class Broker(Closing):
     the timeout of their producer. A delivery that was held is lost: it comes again.
     """
 
+    consumer_class = Consumer
+
     def __init__(self, backend: Backend, url: Url, session: Session) -> None:
         self.backend = backend
         self.url = url
@@ -272,7 +274,7 @@ class Broker(Closing):
         if target and target.address is None:
             self._find_dead_letters(subscription)
         consumer = self._session.ask(
-            lambda adapter: Consumer(
+            lambda adapter: self.consumer_class(
                 adapter,
                 subscription,
                 adapter.capabilities(subscription),

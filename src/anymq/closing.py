@@ -1,4 +1,4 @@
-"""What is closed at the end of a `with` block."""
+"""What is closed at the end of a `with` block, and of an `async with` block."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ class Closing:
     ) -> None:
         try:
             self.close()
+        except AnymqError as failure:
+            if error is None:
+                raise
+            log.error("while closing: %s", failure)
+
+
+class AsyncClosing:
+    """The same for `async with`."""
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.close()
         except AnymqError as failure:
             if error is None:
                 raise

@@ -48,6 +48,8 @@ class Consumer(Throttled):
     receive(), iteration or flush().
     """
 
+    condition = threading.Condition  # what its waiting calls wait for
+
     def __init__(
         self,
         adapter: Adapter,
@@ -79,10 +81,10 @@ class Consumer(Throttled):
         self._paused = self._expiring = False  # expiring: look at the clock from now on
         self._plain = self._is_plain()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = self.condition(self._lock)
         self._waiters = 0
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
-        self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
+        self._held: dict[Delivery, object] = {}  # handed out, unsettled: to which thread
         self._retries = Retries(subscription.max_attempts, backoff, capabilities, max_hold)
         self._kept = self._retries.waiting
         self._expired = 0
@@ -204,11 +206,15 @@ class Consumer(Throttled):
         else:
             pop = self._buffer.popleft
             taken = [pop() for _ in range(min(limit, len(self._buffer)))]
-        me = threading.get_ident()
+        me = self._me()
         for delivery in taken:
             delivery.owner = self
             self._held[delivery] = me
         return taken
+
+    def _me(self) -> object:
+        """Who gets what is handed out now: a thread."""
+        return threading.get_ident()
 
     def _room(self) -> int:
         """How many more may be with this consumer, waiting or handed out."""
@@ -323,12 +329,12 @@ class Consumer(Throttled):
         if self._lanes is not None:
             self._freed(delivery)
         if not (self._held or self._buffer or self._acks):
-            self._settling.hand_over((delivery,))  # nothing would travel with it
+            self._ack_now((delivery,))  # nothing would travel with it
         else:
             self._acks.append(delivery)
             waiting = len(self._acks)
             if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
-                self._settling.flush()
+                self._ack_now()
             elif waiting == 1:
                 self._upkeep_wake.set()
         if self._waiters:
@@ -336,6 +342,12 @@ class Consumer(Throttled):
         if wait:
             self._receiver.confirm(30.0)
             self._raise_if_lost(delivery)
+
+    def _ack_now(self, alone: Sequence[Delivery] = ()) -> None:
+        if alone:
+            self._settling.hand_over(alone)
+        else:
+            self._settling.flush()
 
     def nack(
         self, delivery: Delivery, delay: float | None = None, error: BaseException | None = None
@@ -635,7 +647,7 @@ class Consumer(Throttled):
             self._stopping = True
         until = time.monotonic() + timeout
         self.stop()
-        me = threading.get_ident()
+        me = self._me()
         with self._lock:
             self._waiters += 1
             self._changed.wait_for(lambda: self._drained(me), timeout)
@@ -653,8 +665,8 @@ class Consumer(Throttled):
             if not self._away:  # else it was closed
                 self._receiver.close(max(0.1, until - time.monotonic()))
 
-    def _drained(self, me: int) -> bool:
-        """Nothing is being handled, but by the thread that closes, which cannot finish now."""
+    def _drained(self, me: object) -> bool:
+        """Nothing is being handled, but by who closes, and cannot finish now."""
         return not self._parking and all(who == me for who in list(self._held.values()))
 
     def _give_back(self) -> None:

@@ -138,6 +138,9 @@ class Sender(ABC):
     pipeline: int = 2
     """Full batches that may be unanswered at once."""
 
+    waits: bool = True
+    """Can send() wait for the network? Where it only hands over, an event loop calls it itself."""
+
     @abstractmethod
     def send(self, batch: Sequence[Message], done: Done) -> None:
         """Hand over the batch; call done exactly once with one outcome per message, in the order
@@ -161,6 +164,10 @@ class Sender(ABC):
 class Receiver(ABC):
     """Receives for one subscription. What the client library binds to one thread must happen
     inside receive(), which is never called twice at once."""
+
+    waits: bool = True
+    """Can ack(), or a receive() with a wait of 0, wait for the network? Where they only take and
+    hand over, an event loop calls them itself."""
 
     @abstractmethod
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:

@@ -21,7 +21,7 @@ class Throttled(Closing):
     _expiring: bool
     _lanes: Lanes | None
     _plain: bool  # nothing stands between what waits and its handler: that needs no lock
-    _held: Mapping[Delivery, int]
+    _held: Mapping[Delivery, object]
     _lock: threading.Lock
     _changed: threading.Condition
 

@@ -38,6 +38,8 @@ from anymq.spi import (
 
 
 class MemorySender(spi.Sender):
+    waits = False
+
     def __init__(self, session: MemoryAdapter, to: Topic | Subscription) -> None:
         self.session = session
         self.to = to
@@ -59,6 +61,8 @@ class MemorySender(spi.Sender):
 
 
 class MemoryReceiver(spi.Receiver):
+    waits = False
+
     def __init__(self, queue: Queue, on_end: Callable[[Claim], None]) -> None:
         self.queue = queue
         self.on_end = on_end

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anymq.errors import AnymqError, LeaseLostError, RejectedError
 from anymq.message import Delivery, Message, SendOutcome, Status
 from anymq.spi import Refusal
+from anymq.testing.front import FrontConsumer
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Subscription
 
@@ -140,6 +141,13 @@ class RecordingConsumer:
     def receive(self, limit: int = 100, wait: float = 1.0) -> list[Taken]:
         """One call of Consumer.receive()."""
         return [self._record(delivery) for delivery in self.raw.receive(limit, wait)]
+
+    def receive_or_cancel(self, limit: int, turns: int) -> list[Taken] | None:
+        """One call of receive() on the asyncio front, cancelled after so many turns of its loop;
+        None: it was."""
+        assert isinstance(self.raw, FrontConsumer), "only asyncio can cancel"
+        found = self.raw.receive_or_cancel(limit, turns)
+        return None if found is None else [self._record(delivery) for delivery in found]
 
     def drain(
         self,

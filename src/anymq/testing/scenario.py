@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anymq
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
 from anymq.errors import AnymqError, PlannedError, UnsupportedError
 from anymq.message import Message
+from anymq.testing import front
 from anymq.testing.checker import check
 from anymq.testing.child import Child, ProcessChild, SessionChild
 from anymq.testing.columns import Column
@@ -135,7 +135,13 @@ class Scenario:
     def connect(self, url: str = "", *, reconnect: bool = False, **options: Any) -> Broker:
         """Another session with the broker, closed at the end. Its loss is the end of it, unless it
         is to reconnect; `options` are those of anymq.connect()."""
-        broker = anymq.connect(url or self.url, reconnect=reconnect, **options)
+        broker = self.column.connect(url or self.url, reconnect=reconnect, **options)
+        self._brokers.append(broker)
+        return broker
+
+    def connect_aio(self) -> Broker:
+        """Another session, through anymq.aio."""
+        broker = front.connect(self.url)
         self._brokers.append(broker)
         return broker
 
