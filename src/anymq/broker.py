@@ -362,6 +362,7 @@ def _check_options(capabilities: Capabilities, at: Subscription) -> None:
     asked = (
         (at.ordered, Guarantee.ORDER_PER_KEY, "ordered=True"),
         (at.binding is not None, Guarantee.PATTERN, f"binding={at.binding!r}"),
+        (at.pattern is not None, Guarantee.PATTERN, f"pattern={at.pattern!r}"),
         (at.lease is not None, Guarantee.LEASE_EXPIRY, f"lease={at.lease}"),
         (at.dead_letter is not False, Guarantee.DEAD_LETTER, "dead_letter"),
         (at.broker_limit is not None, Guarantee.MAX_ATTEMPTS_CRASH, "broker_limit"),

@@ -49,7 +49,7 @@ from anymq.errors import (
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
 from anymq.tls import TLS_OPTIONS, tls_context, tls_failure
 from anymq.topics import DEAD, Subscription, Topic
-from anymq.url import Option, Url, one_of, period, seconds, whole
+from anymq.url import Option, Url, flag, one_of, period, seconds, whole
 
 __all__ = [
     "DEAD",
@@ -98,6 +98,7 @@ __all__ = [
     "UnroutableError",
     "UnsupportedError",
     "Url",
+    "flag",
     "one_of",
     "period",
     "seconds",
