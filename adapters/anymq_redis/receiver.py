@@ -163,6 +163,7 @@ class RedisReceiver(Receiver):
             " off by the server: its client-output-buffer-limit for pubsub)"
         )
         lost.__cause__ = error
+        lost.since = time.time() - (time.monotonic() - self._heard)
         self._claim.ended = lost
         self._connection.disconnect()
         self._on_end(self._claim)

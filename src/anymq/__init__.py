@@ -23,6 +23,7 @@ from anymq.errors import AnymqError
 from anymq.message import Delivery, Message, SendOutcome, Status
 from anymq.producer import Producer, SendReport
 from anymq.redrive import RedriveReport
+from anymq.session import ConnectionChange, ConnectionEvent
 from anymq.spi import Depth, Mode
 from anymq.topics import Subscription, Topic
 
@@ -30,6 +31,8 @@ __all__ = [
     "AnymqError",
     "Broker",
     "Capabilities",
+    "ConnectionChange",
+    "ConnectionEvent",
     "Consumer",
     "Delivery",
     "Depth",
