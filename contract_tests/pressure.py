@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from anymq import Guarantee
+from anymq import ConnectionChange, ConnectionEvent, Guarantee
 from anymq.errors import AnymqError, BackPressureTimeout
 from anymq.testing.contract import UNIVERSAL, contract
 from anymq.testing.history import Kind
@@ -51,7 +51,28 @@ def a_slow_consumer(s: Scenario) -> None:
     s.expect(not missing, f"all {len(sent)} come; {len(missing)} did not ({error})", lost)
     told = error is not None and error.retryable
     s.always(told or not missing, f"that {len(missing)} are lost is told: {error!r}", lost)
+    if missing:
+        _one_that_goes_on(s)
     s.judge("duplicate", at_least=PREFETCH)
+
+
+def _one_that_goes_on(s: Scenario) -> None:
+    """Where its session reconnects no call raises: then an event tells what may be missing."""
+    events: list[ConnectionEvent] = []
+    broker = s.connect(reconnect=True, on_connection=events.append)
+    consumer = s.consumer(broker=broker, prefetch=PREFETCH)
+    producer = s.producer()
+    producer.send_many(producer.messages(PUSHED, body=bytes(MIB)), _ignore)
+
+    def told() -> bool:
+        for taken in consumer.receive(wait=0.1):
+            taken.ack()
+        gaps = [event for event in events if event.change is ConnectionChange.GAP]
+        return any(event.about == str(s.subscription) for event in gaps)
+
+    s.always(s.until(told, s.patience + SLACK), f"an event tells of the gap: {events}")
+    s.always(s.until(lambda: producer.try_send(*producer.messages(1)).error is None), "it is back")
+    s.always(consumer.take(1), "and gets what comes now")
 
 
 def _ignore(*_: object) -> None:

@@ -147,7 +147,7 @@ class Consumer(Throttled):
         buffer, held, me = self._buffer, self._held, threading.get_ident()
         while not self._stopping:
             if not self._plain or self._kept or self._failure:
-                yield from self._one()
+                yield from self._wait_for_one()
             elif buffer:
                 try:
                     delivery = buffer.popleft()
@@ -159,9 +159,9 @@ class Consumer(Throttled):
             elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
                 self._fetch(self._prefetch - len(held), 1.0)
             else:
-                yield from self._one()
+                yield from self._wait_for_one()
 
-    def _one(self) -> list[Delivery]:
+    def _wait_for_one(self) -> list[Delivery]:
         """For an iteration, which ends when the consumer is closed meanwhile."""
         try:
             return self.receive(1)

@@ -1,8 +1,9 @@
-"""Faults of an adapter's security that contracts must catch, on a server."""
+"""Faults of an adapter and of what is above it that contracts must catch, on a server."""
 
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 
 import anymq.tls
 import anymq_redis.server
-from anymq.errors import BrokerError
+from anymq import ConnectionChange
+from anymq.errors import BrokerError, ConnectionLostError
 from anymq.local import LocalBroker
+from anymq.session import Session
 from anymq.testing.columns import Column, Source
 from anymq.testing.contract import CONTRACTS, load
 from anymq.testing.runner import run
 from anymq.testing.verdict import Outcome
+from anymq_redis.receiver import RedisReceiver
 
 load()
 
@@ -30,6 +34,38 @@ def column() -> Iterator[Column]:
 @pytest.mark.parametrize("contract", ["SEC-01", "SEC-02", "SEC-04"])
 def test_healthy(column: Column, contract: str) -> None:
     assert run(CONTRACTS[contract], column).outcome is Outcome.HOLDS
+
+
+def test_a_gap_that_is_not_told(column: Column, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(CONTRACTS["FLW-03"], column).outcome is Outcome.DIFFERS
+    tell = Session._tell
+
+    def silent(session: Session, change: ConnectionChange, *about: Any) -> None:
+        if change is not ConnectionChange.GAP:
+            tell(session, change, *about)
+
+    monkeypatch.setattr(Session, "_tell", silent)
+    assert run(CONTRACTS["FLW-03"], column).outcome is Outcome.BROKEN
+
+
+def test_a_lost_subscriber_that_is_not_told(
+    column: Column, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hears nothing more and goes on as if nobody had sent anything."""
+
+    def deaf(receiver: RedisReceiver, limit: int, wait: float) -> list[Any]:
+        if receiver._claim.ended is not None:
+            time.sleep(wait)
+            return []
+        try:
+            return list(receive(receiver, limit, wait))
+        except ConnectionLostError:
+            return []
+
+    receive = RedisReceiver.receive
+    monkeypatch.setattr(RedisReceiver, "receive", deaf)
+    monkeypatch.setattr(Session, "lost", lambda *_: False)
+    assert run(CONTRACTS["FLW-03"], column).outcome is Outcome.BROKEN
 
 
 def test_certificates_that_nobody_checks(column: Column, monkeypatch: pytest.MonkeyPatch) -> None:
