@@ -74,7 +74,7 @@ def test_programs_on_rabbitmq_whose_leases_run_out(rabbitmq: str, ordered: bool)
 def test_a_broken_broker_is_found_and_the_program_is_short(name: str) -> None:
     ordered, anomaly, steps = FOUND[name]
     with pytest.raises(Fault) as caught:
-        explore(in_memory(BROKEN[name].broker, 0.02, 0.005), ordered=ordered)
+        explore(in_memory(BROKEN[name].broker, 1.0, 0.01), ordered=ordered)
     fault = caught.value
     assert anomaly in [finding.name for finding in fault.findings], fault
     assert len(fault.program) <= steps, fault

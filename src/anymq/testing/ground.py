@@ -59,7 +59,7 @@ class Session:
         self._relay: Relay | None = None
         if not url.startswith("memory:"):
             self._relay, url = relay_to(url)
-        self.broker = anymq.connect(url)
+        self.broker = anymq.connect(url, reconnect=False)
 
     def die(self) -> None:
         """As with its process: no word to the broker, nothing given back in order."""

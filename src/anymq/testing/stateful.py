@@ -386,16 +386,31 @@ class Program(RuleBasedStateMachine):
             )
         until = time.monotonic() + self.ground.patience
         awaited = [name for name in UNFINISHED if name in excluded(self.capabilities)]
-        quiet = False
-        while not (quiet and not self._judge().count(*awaited)) and time.monotonic() < until:
-            quiet = True
+        came = True
+        while came or (self._judge().count(*awaited) and time.monotonic() < until):
+            came = False
             for consumer in consumers:
                 for taken in consumer.receive(100, self.ground.quiet):
                     taken.ack()
-                    quiet = False
+                    came = True
+            if not came and self._is_empty(consumers):
+                break
         for consumer in consumers:
             consumer.close(self.ground.patience)
         return self._judge()
+
+    def _is_empty(self, consumers: Sequence[RecordingConsumer]) -> bool:
+        """Nothing can come any more: a broker in this process knows, others have to be waited
+        for."""
+        if self.ground.clock is None:
+            return False
+        for consumer in consumers:
+            consumer.raw.flush(self.ground.patience)
+        there = [self.subscription]
+        if self.subscription.dead_letter:
+            there.append(self.subscription.dead_letters)
+        depths = [self.session.broker.depth(one) for one in there]
+        return not any(depth.ready or depth.in_flight or depth.delayed for depth in depths)
 
     def _judge(self) -> Judgement:
         return check(
