@@ -60,6 +60,11 @@ def test_programs_in_memory(ordered: bool) -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+def test_programs_whose_connections_are_lost_and_come_back(ordered: bool) -> None:
+    explore(in_memory(cuts=True), ordered=ordered, examples=12)
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 @pytest.mark.parametrize("queue", ["quorum", "classic"])
 def test_programs_on_rabbitmq(rabbitmq: str, queue: str, ordered: bool) -> None:
     joined = "&" if "?" in rabbitmq else "?"

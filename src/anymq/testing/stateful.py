@@ -26,7 +26,7 @@ from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from anymq.capabilities import Guarantee, Level
-from anymq.errors import AnymqError, LeaseLostError, UnsupportedError
+from anymq.errors import AnymqError, ConnectionLostError, LeaseLostError, UnsupportedError
 from anymq.memory.broker import LEASE
 from anymq.spi import Refusal
 from anymq.testing.checker import check
@@ -133,6 +133,7 @@ class _Worker:
         self.prefetch = prefetch
         self.owes = False  # a letter or a nack that may not have reached the broker
         self.keeps = False  # a delayed retry, which ends with the consumer
+        self.warned = False  # of what was on its way when the connection was lost; once it is told
         self.late = False  # its leases have run out
 
     @property
@@ -222,19 +223,23 @@ class Program(RuleBasedStateMachine):
                     self._undone(worker)
                 _VERBS[verb][0](taken)
 
-    @rule(who=_who, how=st.sampled_from(("flush", "close", "crash", "lapse")))
+    @rule(who=_who, how=st.sampled_from(("flush", "close", "crash", "lapse", "cut")))
     def end(self, who: int, how: str) -> None:
         worker = self._worker(who)
         if worker is None:
             return
         if how == "flush":
-            with self._step(f"{worker.consumer.name} flushes", worker.late):
+            with self._step(f"{worker.consumer.name} flushes", worker.late or worker.warned):
+                worker.warned = False
                 worker.consumer.flush(self.ground.patience)
                 worker.owes = False
         elif how == "close":
             self._close(worker)
         elif how == "crash":
             self._crash(worker)
+        elif how == "cut":
+            if worker.session.comes_back and not worker.late:
+                self._cut(worker)
         elif self._leased and not all(worker.late for worker in self.workers):
             self._lapse()
 
@@ -298,6 +303,19 @@ class Program(RuleBasedStateMachine):
             self.workers.remove(worker)
             worker.consumer.close(self.ground.patience)
             worker.session.close()
+
+    def _cut(self, worker: _Worker) -> None:
+        """It loses its connection with all it held, and goes on with another one: to those who
+        judge it is somebody else from then on."""
+        self._undone(worker)
+        consumer = worker.consumer
+        with self._step(f"{consumer.name} loses its connection and goes on as {consumer.name}x"):
+            consumer.note(Kind.CRASH)
+            consumer.name += "x"
+            if not worker.session.cut(self.ground.patience):
+                raise ConnectionLostError(f"not back after {self.ground.patience:g} s")
+            worker.owes = worker.keeps = False
+            worker.warned = True
 
     def _lapse(self) -> None:
         """Every consumer hangs until its leases are over; from then on it only settles, late."""
