@@ -26,7 +26,7 @@ from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from anymq.capabilities import Guarantee, Level
-from anymq.errors import AnymqError, LeaseLostError, UnsupportedError
+from anymq.errors import AnymqError, ConnectionLostError, LeaseLostError, UnsupportedError
 from anymq.memory.broker import LEASE
 from anymq.spi import Refusal
 from anymq.testing.checker import check
@@ -133,6 +133,7 @@ class _Worker:
         self.prefetch = prefetch
         self.owes = False  # a letter or a nack that may not have reached the broker
         self.keeps = False  # a delayed retry, which ends with the consumer
+        self.warned = False  # of what was on its way when the connection was lost; once it is told
         self.late = False  # its leases have run out
 
     @property
@@ -222,19 +223,23 @@ class Program(RuleBasedStateMachine):
                     self._undone(worker)
                 _VERBS[verb][0](taken)
 
-    @rule(who=_who, how=st.sampled_from(("flush", "close", "crash", "lapse")))
+    @rule(who=_who, how=st.sampled_from(("flush", "close", "crash", "lapse", "cut")))
     def end(self, who: int, how: str) -> None:
         worker = self._worker(who)
         if worker is None:
             return
         if how == "flush":
-            with self._step(f"{worker.consumer.name} flushes", worker.late):
+            with self._step(f"{worker.consumer.name} flushes", worker.late or worker.warned):
+                worker.warned = False
                 worker.consumer.flush(self.ground.patience)
                 worker.owes = False
         elif how == "close":
             self._close(worker)
         elif how == "crash":
             self._crash(worker)
+        elif how == "cut":
+            if worker.session.comes_back and not worker.late:
+                self._cut(worker)
         elif self._leased and not all(worker.late for worker in self.workers):
             self._lapse()
 
@@ -298,6 +303,19 @@ class Program(RuleBasedStateMachine):
             self.workers.remove(worker)
             worker.consumer.close(self.ground.patience)
             worker.session.close()
+
+    def _cut(self, worker: _Worker) -> None:
+        """It loses its connection with all it held, and goes on with another one: to those who
+        judge it is somebody else from then on."""
+        self._undone(worker)
+        consumer = worker.consumer
+        with self._step(f"{consumer.name} loses its connection and goes on as {consumer.name}x"):
+            consumer.note(Kind.CRASH)
+            consumer.name += "x"
+            if not worker.session.cut(self.ground.patience):
+                raise ConnectionLostError(f"not back after {self.ground.patience:g} s")
+            worker.owes = worker.keeps = False
+            worker.warned = True
 
     def _lapse(self) -> None:
         """Every consumer hangs until its leases are over; from then on it only settles, late."""
@@ -386,16 +404,31 @@ class Program(RuleBasedStateMachine):
             )
         until = time.monotonic() + self.ground.patience
         awaited = [name for name in UNFINISHED if name in excluded(self.capabilities)]
-        quiet = False
-        while not (quiet and not self._judge().count(*awaited)) and time.monotonic() < until:
-            quiet = True
+        came = True
+        while came or (self._judge().count(*awaited) and time.monotonic() < until):
+            came = False
             for consumer in consumers:
                 for taken in consumer.receive(100, self.ground.quiet):
                     taken.ack()
-                    quiet = False
+                    came = True
+            if not came and self._is_empty(consumers):
+                break
         for consumer in consumers:
             consumer.close(self.ground.patience)
         return self._judge()
+
+    def _is_empty(self, consumers: Sequence[RecordingConsumer]) -> bool:
+        """Nothing can come any more: a broker in this process knows, others have to be waited
+        for."""
+        if self.ground.clock is None:
+            return False
+        for consumer in consumers:
+            consumer.raw.flush(self.ground.patience)
+        there = [self.subscription]
+        if self.subscription.dead_letter:
+            there.append(self.subscription.dead_letters)
+        depths = [self.session.broker.depth(one) for one in there]
+        return not any(depth.ready or depth.in_flight or depth.delayed for depth in depths)
 
     def _judge(self) -> Judgement:
         return check(
