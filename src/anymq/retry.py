@@ -33,6 +33,7 @@ class Held(Delivery):
     learns of one failed attempt: when it is given back, or its consumer dies."""
 
     __slots__ = ()
+    kept = True
 
 
 class Retries:
