@@ -35,7 +35,7 @@ def connect(url: str) -> Iterator[Callable[..., anymq.Broker]]:
     opened: list[anymq.Broker] = []
 
     def connect(query: str = "") -> anymq.Broker:
-        opened.append(anymq.connect(f"{url}?{query}"))
+        opened.append(anymq.connect(f"{url}?{query}", reconnect=False))
         return opened[-1]
 
     yield connect
