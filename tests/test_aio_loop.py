@@ -97,10 +97,10 @@ def test_acks_do_not_block_the_loop_and_do_not_pile_up(
             await ack(held[:500])
             await until(lambda: gate.waiting, "the first of them are on their way")
             acking = asyncio.create_task(ack(held[500:]))
-            await until(lambda: len(consumer._acks) > BEHIND, "very many wait")
+            await until(lambda: len(consumer._core._acks) > BEHIND, "very many wait")
             await asyncio.sleep(0.05)
             assert not acking.done()
-            assert len(consumer._acks) < BEHIND + 10
+            assert len(consumer._core._acks) < BEHIND + 10
             gate.open.set()
             await acking
 

@@ -24,7 +24,7 @@ from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
-from anymq.retry import Backoff, Held, Retries, check_nack
+from anymq.retry import Backoff, Retries, check_nack
 from anymq.session import GOODBYE, Session
 from anymq.settling import OnRefused, Settling
 from anymq.spi import Adapter, Receiver, Subscription
@@ -357,14 +357,14 @@ class Consumer(Throttled):
         check_nack(self.capabilities, delay, self._max_hold)
         if reason := self._retries.given_up(delivery):
             self._park(delivery, reason, error)
-        elif delay > self.capabilities.limits.nack_delay or type(delivery) is Held:
+        elif delay > self.capabilities.limits.nack_delay or delivery.kept:
             self._hold(delivery, delay)
         else:
             self._return(delivery, lambda mine: self._failed(mine, delay))
 
     def release(self, delivery: Delivery) -> None:
         """See Delivery.release()."""
-        if type(delivery) is Held:
+        if delivery.kept:
             self._return(delivery, self._failed)
         else:
             self._return(delivery, self._receiver.release)
@@ -431,7 +431,7 @@ class Consumer(Throttled):
         try:
             if give_back is not None:
                 give_back([delivery])
-            for failed, some in itertools.groupby(followers, lambda d: type(d) is Held):
+            for failed, some in itertools.groupby(followers, lambda d: d.kept):
                 (self._failed if failed else self._receiver.release)(list(some))
         finally:
             with self._lock:
@@ -673,8 +673,8 @@ class Consumer(Throttled):
         with self._lock:
             left = [d for d in list(self._held) if self._lose(d)] + list(self._buffer)
             self._buffer.clear()
-            failed = self._retries.clear() + [d for d in left if type(d) is Held]
-            left = [d for d in left if type(d) is not Held]
+            failed = self._retries.clear() + [d for d in left if d.kept]
+            left = [d for d in left if not d.kept]
         if failed:
             self._failed(failed)
         if left:

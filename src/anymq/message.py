@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from anymq.errors import AnymqError, DecodeError, InvalidMessageError
 
@@ -114,23 +114,9 @@ class Owner(Protocol):
 OPEN, SETTLED, LOST, REFUSED = range(4)  # lost: nobody was told yet; refused: told
 
 
-class Delivery:
-    """One attempt to hand a message to this consumer.
-
-    Settle each delivery once: `ack`, `nack`, `dead_letter` or `release`, from any thread; a second
-    settlement does nothing. As a context manager it acks when the block ends, and nacks, or parks
-    in the dead letters when the attempts are used up, when the block raises; the exception
-    goes on.
-
-    attempt   deliveries so far by the broker's count, this one included, handled or not; None
-              where the broker does not count.
-    lane      deliveries of one lane are handled one after another, and once one of them is nacked
-              or released the later ones go back with it. None: no order.
-    deadline  time.monotonic() at which the broker gives it to somebody else; None where time
-              alone never does that.
-    native    the client library's object.
-    handle    what the adapter needs to settle it. `owner`, `state`, `since`, `number` and
-              `original` are the portable layer's.
+class Handed:
+    """What a delivery is, but for how it is settled: Delivery does so in a call, that of anymq.aio
+    in a coroutine. Not to be subclassed by adapters: one becomes the other when it is handed out.
     """
 
     __slots__ = (
@@ -148,6 +134,7 @@ class Delivery:
         "state",
     )
 
+    kept: ClassVar[bool] = False  # True: handed out again by the consumer, see retry.Held
     owner: Owner
     number: int  # its place in its lane, where it has one
     original: Message  # as it came, where the consumer itself may hand it out again
@@ -181,6 +168,32 @@ class Delivery:
         """True once it was settled or lost with its claim."""
         return self.state != OPEN
 
+    def __repr__(self) -> str:
+        state = ("open", "settled", "lost", "lost")[self.state]
+        return f"<Delivery {self.message.id} attempt {self.attempt} {state}>"
+
+
+class Delivery(Handed):
+    """One attempt to hand a message to this consumer.
+
+    Settle each delivery once: `ack`, `nack`, `dead_letter` or `release`, from any thread; a second
+    settlement does nothing. As a context manager it acks when the block ends, and nacks, or parks
+    in the dead letters when the attempts are used up, when the block raises; the exception
+    goes on.
+
+    attempt   deliveries so far by the broker's count, this one included, handled or not; None
+              where the broker does not count.
+    lane      deliveries of one lane are handled one after another, and once one of them is nacked
+              or released the later ones go back with it. None: no order.
+    deadline  time.monotonic() at which the broker gives it to somebody else; None where time
+              alone never does that.
+    native    the client library's object.
+    handle    what the adapter needs to settle it. `owner`, `state`, `since`, `number` and
+              `original` are the portable layer's.
+    """
+
+    __slots__ = ()
+
     def ack(self, wait: bool = False) -> None:
         """Handled: never again. Returns at once, the ack travels with others; with `wait`, when
         the broker has applied it. Raises LeaseLostError with `wait` when it is no longer ours."""
@@ -211,10 +224,6 @@ class Delivery:
     ) -> None:
         if self.state in (OPEN, LOST):  # lost meanwhile: the consumer tells so
             self.owner.leave(self, error)
-
-    def __repr__(self) -> str:
-        state = ("open", "settled", "lost", "lost")[self.state]
-        return f"<Delivery {self.message.id} attempt {self.attempt} {state}>"
 
 
 def check_message(message: Message) -> bool:

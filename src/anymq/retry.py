@@ -114,6 +114,7 @@ class Held(Delivery):
     learns of one failed attempt: when it is given back, or its consumer dies."""
 
     __slots__ = ()
+    kept = True
 
 
 class Retries:
@@ -159,8 +160,9 @@ class Retries:
 
     def keep(self, delivery: Delivery, delay: float) -> None:
         """Hand it out again after `delay` seconds, as the attempt after this one."""
+        original = delivery.original if self.holds else delivery.message
         held = Held(
-            _copy(delivery.original),
+            _copy(original),
             delivery.handle,
             delivery.claim,
             None if delivery.attempt is None else delivery.attempt + 1,
@@ -168,7 +170,7 @@ class Retries:
             delivery.deadline,
             delivery.native,
         )
-        held.since, held.original = delivery.since, delivery.original
+        held.since, held.original = delivery.since, original
         if delivery.lane is not None:
             held.number = delivery.number
         heapq.heappush(self.waiting, (time.monotonic() + delay, next(self._numbers), held))

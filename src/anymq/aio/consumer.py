@@ -11,9 +11,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self, cast
 
 from anymq import consumer as core
 from anymq import message
@@ -21,7 +21,7 @@ from anymq.aio.loop import Crossing
 from anymq.capabilities import Capabilities
 from anymq.closing import AsyncClosing
 from anymq.errors import AnymqError
-from anymq.message import LOST, OPEN, Message
+from anymq.message import LOST, OPEN
 from anymq.spi import Subscription
 
 log = logging.getLogger("anymq")
@@ -46,6 +46,7 @@ class LoopConsumer(core.Consumer):
     while somebody on the loop waits, and acks that are due go out on another thread."""
 
     condition = Watched
+    crossing: Crossing
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.looks = 0  # fetches that have ended
@@ -54,7 +55,7 @@ class LoopConsumer(core.Consumer):
         self._watching = 0  # tasks that wait
         self._until = 0.0  # time.monotonic() until when they do
         self._wanted = threading.Event()
-        self._crossing: Crossing | None = None
+        self._on_loop = False  # else it is used as the core's own, by a redrive
         super().__init__(*args, **options)
         if self._lanes is None:  # else the core's own thread fetches
             thread = threading.Thread(target=self._fetch_on_demand, name="anymq-fetch", daemon=True)
@@ -63,7 +64,7 @@ class LoopConsumer(core.Consumer):
 
     def belong_to(self, crossing: Crossing, wake: Callable[[], object]) -> None:
         """`wake` is called on the loop when there may be something to take."""
-        self._crossing = crossing
+        self.crossing, self._on_loop = crossing, True
         changed = self._changed
         assert isinstance(changed, Watched)
         changed.watcher = lambda: self._watching and crossing.post(wake)
@@ -115,10 +116,11 @@ class LoopConsumer(core.Consumer):
         """Seconds until a held retry is due."""
         return self._retries.wait()
 
-    def hand_to(self, delivery: message.Delivery, who: object) -> None:
+    def hand_to(self, delivery: Delivery, who: object) -> None:
         """Somebody else handles it from now on."""
-        if delivery in self._held:
-            self._held[delivery] = who
+        held: dict[Any, object] = self._held
+        if delivery in held:
+            held[delivery] = who
 
     def _me(self) -> object:
         return super()._me() if self._who is None else self._who
@@ -131,12 +133,11 @@ class LoopConsumer(core.Consumer):
         )
 
     def _ack_now(self, alone: Sequence[message.Delivery] = ()) -> None:
-        crossing = self._crossing
-        if crossing is None or not crossing.here or not self._receiver.waits:
+        if not self._on_loop or not self.crossing.here or not self._receiver.waits:
             super()._ack_now(alone)
             return
         self._acks.extend(alone)
-        crossing.run_soon(self.flush_acks)
+        self.crossing.run_soon(self.flush_acks)
 
     # off the loop
 
@@ -192,68 +193,40 @@ class LoopConsumer(core.Consumer):
             self._changed.notify_all()
 
 
-class Delivery:
+class Delivery(message.Handed):
     """anymq.Delivery for asyncio: what settles it is awaited. Settle it once, or use it in
     `async with`, which acks at its end; nacks, or parks, when it raises; gives it back uncounted
-    when its task is cancelled. `raw` is the core's delivery."""
+    when its task is cancelled. It is the core's own object, which becomes this when it is handed
+    out, so that there is no second one for each delivery."""
 
-    __slots__ = ("consumer", "message", "raw")
+    __slots__ = ()
 
-    def __init__(self, consumer: Consumer, raw: message.Delivery) -> None:
-        self.consumer = consumer
-        self.raw = raw
-        self.message: Message = raw.message
-
-    @property
-    def body(self) -> bytes:
-        return self.message.body
-
-    @property
-    def attempt(self) -> int | None:
-        return self.raw.attempt
-
-    @property
-    def lane(self) -> Hashable | None:
-        return self.raw.lane
-
-    @property
-    def deadline(self) -> float | None:
-        """time.monotonic() when its lease is over, as far as is known."""
-        return self.raw.deadline
-
-    @property
-    def native(self) -> object:
-        return self.raw.native
-
-    @property
-    def settled(self) -> bool:
-        """See anymq.Delivery.settled."""
-        return self.raw.settled
+    owner: LoopConsumer
 
     async def ack(self, wait: bool = False) -> None:
         """See anymq.Delivery.ack()."""
-        consumer = self.consumer
+        owner = self.owner
         if wait:
-            await consumer._crossing.run(consumer._ack, self.raw, True)
+            await owner.crossing.run(owner.ack, self, True)
             return
-        consumer._ack(self.raw)
-        if len(consumer._acks) > BEHIND:
-            await consumer._crossing.run(consumer._core.flush_acks)
+        owner.ack(self)  # type: ignore[arg-type]
+        if len(owner._acks) > BEHIND:
+            await owner.crossing.run(owner.flush_acks)
 
-    async def nack(self, delay: float = 0.0, error: BaseException | None = None) -> None:
+    async def nack(self, delay: float | None = None, error: BaseException | None = None) -> None:
         """See anymq.Delivery.nack()."""
-        await self.consumer._crossing.run(self.raw.nack, delay, error)
+        await self.owner.crossing.run(self.owner.nack, self, delay, error)
 
     async def dead_letter(self, reason: str, error: BaseException | None = None) -> None:
         """See anymq.Delivery.dead_letter()."""
-        await self.consumer._crossing.run(self.raw.dead_letter, reason, error)
+        await self.owner.crossing.run(self.owner.dead_letter, self, reason, error)
 
     async def release(self) -> None:
         """See anymq.Delivery.release()."""
-        await self.consumer._crossing.run(self.raw.release)
+        await self.owner.crossing.run(self.owner.release, self)
 
-    async def __aenter__(self) -> Delivery:
-        self.consumer._core.hand_to(self.raw, asyncio.current_task())
+    async def __aenter__(self) -> Self:
+        self.owner.hand_to(self, asyncio.current_task())
         return self
 
     async def __aexit__(
@@ -262,15 +235,25 @@ class Delivery:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.raw.state not in (OPEN, LOST):
+        if self.state not in (OPEN, LOST):
             return
         if error is None:
             await self.ack()
         else:
-            await self.consumer._crossing.run(self.consumer._core.leave, self.raw, error)
+            await self.owner.crossing.run(self.owner.leave, self, error)
 
-    def __repr__(self) -> str:
-        return f"<aio {repr(self.raw)[1:-1]}>"
+
+class Kept(Delivery):
+    """One that the consumer has kept for its next attempt."""
+
+    __slots__ = ()
+    kept = True
+
+
+def for_asyncio(taken: Sequence[message.Handed]) -> list[Delivery]:
+    for delivery in taken:
+        delivery.__class__ = Kept if delivery.kept else Delivery
+    return cast(list[Delivery], taken)
 
 
 class Consumer(AsyncClosing):
@@ -283,7 +266,6 @@ class Consumer(AsyncClosing):
 
     def __init__(self, consumer: LoopConsumer, crossing: Crossing) -> None:
         self._core = consumer
-        self._ack, self._acks = consumer.ack, consumer._acks
         self._crossing = crossing
         self._waiting: list[asyncio.Future[None]] = []
         self._taken = 0  # deliveries of the last time
@@ -309,8 +291,7 @@ class Consumer(AsyncClosing):
 
     async def receive(self, limit: int = 100, wait: float = 1.0) -> list[Delivery]:
         """See anymq.Consumer.receive()."""
-        taken = await self._receive(limit, wait)
-        return [Delivery(self, raw) for raw in taken]
+        return for_asyncio(await self._receive(limit, wait))
 
     def __aiter__(self) -> AsyncIterator[Delivery]:
         """See anymq.Consumer.__iter__()."""
@@ -321,10 +302,10 @@ class Consumer(AsyncClosing):
     async def __anext__(self) -> Delivery:
         while not self._core.stopping:
             if taken := await self._receive(1, SLICE):
-                return Delivery(self, taken[0])
+                return for_asyncio(taken)[0]
         raise StopAsyncIteration
 
-    async def _receive(self, limit: int, wait: float) -> Sequence[message.Delivery]:
+    async def _receive(self, limit: int, wait: float) -> list[message.Delivery]:
         self._crossing.check()
         core, looks = self._core, None
         until = time.monotonic() + wait
@@ -342,12 +323,12 @@ class Consumer(AsyncClosing):
                 look = core.look(max(left, 0.0))
                 looks = look if looks is None else looks
                 if left <= 0 and (core.looks >= looks or left <= -GRACE):
-                    return ()
+                    return []
                 await self._change(left if left > 0 else left + GRACE)
             finally:
                 core.unwatch()
             if core.stopping:  # and perhaps closed, since it began
-                return ()
+                return []
 
     async def _change(self, timeout: float) -> None:
         """Wait for a wake-up; for a held retry no longer than it takes to be due."""
