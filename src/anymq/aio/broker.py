@@ -15,6 +15,7 @@ from anymq.aio.producer import Producer
 from anymq.capabilities import Capabilities
 from anymq.closing import AsyncClosing
 from anymq.redrive import OnProgress, RedriveReport
+from anymq.retry import Backoff
 from anymq.session import OnConnection
 from anymq.settling import OnRefused
 from anymq.spi import Depth, Mode, Subscription, Topic
@@ -128,6 +129,10 @@ class Broker(AsyncClosing):
         """See anymq.Broker.purge()."""
         await self._crossing.run(self._core.purge, subscription)
 
+    async def seek(self, subscription: Subscription | str, when: float | None = None) -> None:
+        """See anymq.Broker.seek()."""
+        await self._crossing.run(self._core.seek, subscription, when)
+
     async def check(self) -> None:
         """See anymq.Broker.check()."""
         await self._crossing.run(self._core.check)
@@ -169,6 +174,7 @@ class Broker(AsyncClosing):
         max_hold: float = 3600.0,
         on_refused: OnRefused | None = None,
         not_retryable: tuple[type[Exception], ...] = (),
+        backoff: Backoff | None = None,
     ) -> Consumer:
         """See anymq.Broker.consumer(). `on_refused` is called on the loop."""
         core = await self._crossing.run(
@@ -181,6 +187,7 @@ class Broker(AsyncClosing):
                 max_hold=max_hold,
                 on_refused=on_refused and self._crossing.calling(on_refused),
                 not_retryable=not_retryable,
+                backoff=backoff,
             ),
             undo=anymq.Consumer.close,
         )

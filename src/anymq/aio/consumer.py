@@ -113,8 +113,9 @@ class LoopConsumer(core.Consumer):
         return self._stopping
 
     def retry_in(self) -> float:
-        """Seconds until a held retry is due."""
-        return self._retries.wait()
+        """Seconds until a held retry is due; while it may not be handed out, until a look."""
+        due = self._retries.wait()
+        return due if due > 0 else core.DUE_AGAIN
 
     def hand_to(self, delivery: Delivery, who: object) -> None:
         """Somebody else handles it from now on."""
@@ -288,6 +289,27 @@ class Consumer(AsyncClosing):
     def expired(self) -> int:
         """See anymq.Consumer.expired."""
         return self._core.expired
+
+    @property
+    def max_in_flight(self) -> int | None:
+        """See anymq.Consumer.max_in_flight."""
+        return self._core.max_in_flight
+
+    @max_in_flight.setter
+    def max_in_flight(self, most: int | None) -> None:
+        self._core.max_in_flight = most
+
+    @property
+    def paused(self) -> bool:
+        return self._core.paused
+
+    def pause(self) -> None:
+        """See anymq.Consumer.pause()."""
+        self._core.pause()
+
+    def resume(self) -> None:
+        """See anymq.Consumer.resume()."""
+        self._core.resume()
 
     async def receive(self, limit: int = 100, wait: float = 1.0) -> list[Delivery]:
         """See anymq.Consumer.receive()."""
