@@ -15,7 +15,7 @@ class Closing:
     """A context manager that closes. An error of the block goes on; one of closing then is only
     logged, so that it does not hide the first."""
 
-    def close(self) -> None:
+    def close(self, timeout: float = 10.0) -> None:
         raise NotImplementedError
 
     def __enter__(self) -> Self:

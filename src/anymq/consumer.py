@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
+import operator
 import threading
 import time
 from collections import deque
@@ -22,13 +24,13 @@ from anymq.errors import (
 )
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
-from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
+from anymq.message import LOST, REFUSED, SETTLED, Delivery, SendOutcome
 from anymq.producer import Producer
+from anymq.reopened import Reopened
 from anymq.retry import Backoff, Retries, check_nack
-from anymq.session import GOODBYE, Session
+from anymq.session import Session
 from anymq.settling import OnRefused, Settling
-from anymq.spi import Adapter, Receiver, Subscription
-from anymq.throttle import Throttled
+from anymq.spi import Adapter, Subscription
 
 log = logging.getLogger("anymq")
 ACK_BATCH = 100  # acks that travel together
@@ -37,7 +39,7 @@ DUE_AGAIN = 0.02  # seconds until a retry that is due is looked at once more
 SLICE = 0.2  # seconds: how soon a fetch notices a held retry that became due
 
 
-class Consumer(Throttled):
+class Consumer(Reopened):
     """Hands out the deliveries of one subscription. Safe to share between threads.
 
     Made by Broker.consumer(). Iterate it, or call receive(); settle each delivery once. Close it,
@@ -288,36 +290,6 @@ class Consumer(Throttled):
             self._fail(error)
             log.exception("a thread of the consumer of %s has ended", self.subscription)
 
-    def _claim_ended(self, claim: Claim, of: object) -> None:
-        """Called by the adapter: what hung on the claim of a receiver is gone."""
-        error = claim.ended
-        with self._lock:
-            self._lose_all(lambda delivery: delivery.claim is claim)
-            if of is not self._current or isinstance(error, LeaseLostError):
-                return  # another one is there, or follows
-        if not (isinstance(error, ConnectionLostError) and self._again(error)):
-            self._fail(error or ConnectionLostError(f"{claim.name} has ended"))
-
-    def _lose_all(self, which: Callable[[Delivery], bool]) -> None:
-        """With the lock held: these are no longer ours."""
-        rest = [delivery for delivery in self._buffer if not which(delivery)]
-        self._buffer.clear()
-        self._buffer.extend(rest)
-        for retry in [held for held in self._retries if which(held)]:
-            self._forget_retry(retry)
-        for delivery in [held for held in list(self._held) if which(held)]:
-            self._lose(delivery)
-        self._changed.notify_all()
-
-    def _lose(self, delivery: Delivery) -> bool:
-        """With the lock held: a delivery that is being handled is no longer ours."""
-        if self._held.pop(delivery, None) is None:
-            return False
-        delivery.state = LOST
-        if self._lanes is not None:
-            self._lanes.settled(delivery)
-        return True
-
     # settling
 
     def ack(self, delivery: Delivery, wait: bool = False) -> None:
@@ -437,14 +409,6 @@ class Consumer(Throttled):
             with self._lock:
                 self._lanes.return_ends(delivery)
 
-    def _forget_retry(self, delivery: Delivery) -> bool:
-        """With the lock held: it does not wait here for its next attempt any more."""
-        if not self._retries.forget(delivery):
-            return False
-        if self._lanes is not None:
-            self._lanes.settled(delivery)
-        return True
-
     def _hold(self, delivery: Delivery, delay: float) -> None:
         """Keep it until it is due, then hand it out again; its lane waits. What was once kept is
         kept at each nack, for the broker does not know of the attempts that failed here."""
@@ -555,77 +519,7 @@ class Consumer(Throttled):
             if delivery in self._held:  # those of its lane must not overtake it
                 self._give_lane_back(delivery, lambda _: None)
             with self._lock:
-                self._lose(delivery)
-
-    def _fail(self, error: BaseException) -> None:
-        """Leave an error for the next call of the owner."""
-        with self._lock:
-            self._failure = self._failure or error
-            self._changed.notify_all()
-
-    def _raise_failure(self) -> None:
-        if self._closed:
-            raise ClosedError(f"this consumer of {self.subscription} is closed")
-        if self._failure is not None:
-            raise self._failure
-
-    # its session, see session.Attached
-
-    def _receive_from(self, adapter: Adapter) -> Receiver:
-        self._current: object | None = object()  # stands for the receiver in use
-        current = self._current
-        return adapter.receiver(
-            self.subscription, self._prefetch, lambda claim: self._claim_ended(claim, current)
-        )
-
-    def _again(self, error: AnymqError) -> bool:
-        """True when another session follows."""
-        return self._session is not None and self._session.lost(error, self)
-
-    def _lost(self, error: AnymqError) -> bool:
-        """A fetch has found the session lost: True when another follows, which then takes over the
-        fetch lock, so that nobody tries this one again."""
-        with self._lock:
-            known = self._current is None  # lose() is under way
-            if self._stopping or not (known or self._again(error)):
-                return False
-            self._away = True
-            return True
-
-    def lose(self, error: AnymqError) -> None:
-        if self._current is None:
-            return
-        self._current = None
-        while not self._away:
-            self._receiver.stop()
-            if self._fetch_lock.acquire(timeout=0.1):
-                self._away = True
-        self._receiver.close(GOODBYE)
-        with self._lock:
-            self._lose_all(lambda _: True)
-
-    def overdue(self, error: AnymqError) -> None:
-        """Nothing here waits for an answer."""
-
-    def reopen(self, adapter: Adapter) -> bool:
-        receiver = self._receive_from(adapter)
-        with self._lock:
-            late = self._stopping
-            if not late:
-                self._settling.move(receiver)
-                self._leases.move(receiver)
-                self._receiver = receiver
-                self._away = False
-                self._fetch_lock.release()
-                self._changed.notify_all()
-        if late:
-            receiver.close(0.0)
-        return self.subscription.ephemeral or not self.capabilities.has(
-            Guarantee.RETAINED_WITHOUT_CONSUMER
-        )
-
-    def end(self, error: AnymqError) -> None:
-        self._fail(error)
+                self._lose_all(functools.partial(operator.is_, delivery))
 
     # ending
 
@@ -683,10 +577,3 @@ class Consumer(Throttled):
     def _failed(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
         """Back to the broker, counted as attempts."""
         self._settling.report(self._receiver.nack(deliveries, delay))
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def __str__(self) -> str:
-        return str(self.subscription)
