@@ -45,6 +45,20 @@ class Link:
         else:
             self.broker.native.cut()
 
+    def drop(self) -> None:
+        """Both sides see their connection closed; who connects again gets through."""
+        self._history.add(Kind.FAULT, text="the connection is dropped")
+        if self._relay is not None:
+            self._relay.drop()
+        else:
+            self.broker.native.cut()
+
+    def mute(self) -> None:
+        """From now on what is sent arrives, and its answers do not."""
+        assert self._relay is not None, "a broker in this process cannot be muted"
+        self._history.add(Kind.FAULT, text="answers are held back")
+        self._relay.answering.clear()
+
     def stall(self) -> None:
         """From now on nothing travels, in either direction, and nobody is told."""
         assert self._relay is not None, "a broker in this process cannot be stalled"
@@ -70,8 +84,9 @@ class Relay:
         self.greetings: list[bytes] = []  # what each of them began with
         self.requests = 0  # pieces that came from those who connected
         self.answered = 0  # bytes that the server had for them and they took
-        self.flowing = threading.Event()
+        self.flowing, self.answering = threading.Event(), threading.Event()
         self.flowing.set()
+        self.answering.set()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, name="relay", daemon=True).start()
@@ -83,15 +98,27 @@ class Relay:
             for one in (self._server, *self._sockets):
                 _shut(one)
         self.flowing.set()
+        self.answering.set()
+
+    def drop(self) -> None:
+        """Cut every connection; others may follow."""
+        with self._lock:
+            cut, self._sockets = self._sockets, []
+        for one in cut:
+            _shut(one)
 
     def _accept(self) -> None:
         while True:
             try:
                 near, _ = self._server.accept()
-                far = socket.create_connection(self._target)
             except OSError:
                 self._server.close()
                 return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:  # the server is down: so are we, to this one
+                near.close()
+                continue
             for one in (near, far):  # a small answer must not wait for another to travel with
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
@@ -117,6 +144,8 @@ class Relay:
                     self.greetings.append(data[:16])
                     first = False
                 self.flowing.wait()
+                if not asking:
+                    self.answering.wait()
                 if self._closed:
                     break  # what was held back is lost
                 sink.sendall(data)
