@@ -17,7 +17,6 @@ UNDER_CONTRACT = {one.guarantee for one in CONTRACTS.values() if one.guarantee}
 # Guarantees that no contract checks yet. This list only shrinks.
 PENDING = {
     Guarantee.SEND_CONFIRMED,
-    Guarantee.SEND_PERSISTENT,
     Guarantee.FOREIGN_READABLE,
 }
 
