@@ -87,7 +87,7 @@ class World:
         self.sessions = [self.broker]
 
     def connect(self) -> Broker:
-        return anymq.connect(f"memory://{self.name}")
+        return anymq.connect(f"memory://{self.name}", reconnect=False)
 
     def send(self, *bodies: bytes, key: str | None = None) -> None:
         with self.broker.producer(self.topic) as producer:

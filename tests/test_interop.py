@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -321,19 +324,53 @@ def test_a_queue_of_somebody_else(broker: anymq.Broker, channel: Any) -> None:
 # Redis
 
 
+def cli(server: LocalBroker, *words: str) -> list[str]:
+    """redis-cli as it comes with the server."""
+    tool = server.tool("redis-cli")
+    port = 6379 if tool[0] == "docker" else urlsplit(server.url).port  # where it sees the server
+    return [*tool, "-p", str(port), *words]
+
+
+def publish(server: LocalBroker, channel: str, payload: bytes) -> int:
+    done = subprocess.run(
+        cli(server, "-x", "PUBLISH", channel), input=payload, capture_output=True, check=True
+    )
+    return int(done.stdout)
+
+
+@contextmanager
+def subscribed(server: LocalBroker, channel: str) -> Iterator[Callable[[int], bytes]]:
+    """A redis-cli that shows a channel; it is asked for so many bytes of the next payload."""
+    process = subprocess.Popen(cli(server, "SUBSCRIBE", channel), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines = process.stdout
+    assert [lines.readline() for _ in range(3)] == [
+        b"subscribe\n",
+        channel.encode() + b"\n",
+        b"1\n",
+    ]
+
+    def payload(size: int) -> bytes:
+        head = [lines.readline() for _ in range(2)]
+        assert head == [b"message\n", channel.encode() + b"\n"]
+        found = lines.read(size)
+        assert lines.readline() == b"\n"
+        return found
+
+    try:
+        yield payload
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture
 def name() -> str:
     return f"t{uuid.uuid4().hex[:12]}"
 
 
-def publish(server: LocalBroker, channel: str, payload: bytes) -> int:
-    """How many heard it."""
-    with redis.Redis.from_url(server.url) as client:
-        return int(client.publish(channel, payload))
-
-
 @pytest.mark.parametrize("body", [b"plain", b"{}", bytes(range(256)), b"\x00anymq1 {broken", b""])
-def test_anymq_reads_what_a_redis_client_published(
+def test_anymq_reads_what_redis_cli_published(
     redis_server: LocalBroker, name: str, body: bytes
 ) -> None:
     with (
@@ -344,6 +381,18 @@ def test_anymq_reads_what_a_redis_client_published(
         (delivery,) = take(consumer)
         assert delivery.message == Message(body)
         delivery.ack()
+
+
+@pytest.mark.parametrize("envelope", ["needed", "never"])
+def test_redis_cli_reads_a_body_that_anymq_sent(
+    redis_server: LocalBroker, name: str, envelope: str
+) -> None:
+    with (
+        anymq.connect(f"{redis_server.url}?envelope={envelope}") as broker,
+        subscribed(redis_server, name) as payload,
+    ):
+        broker.producer(name).send(WHOLE.body)
+        assert payload(len(WHOLE.body)) == WHOLE.body
 
 
 def code_of_the_page(*names: str) -> Any:

@@ -157,7 +157,7 @@ def test_what_is_sent_and_what_arrives_share_nothing(broker: anymq.Broker) -> No
 def test_a_session_that_dies_gives_back_what_it_held(broker: anymq.Broker) -> None:
     broker.provision(WORK)
     send(broker, b"1")
-    doomed = anymq.connect(str(broker.url))
+    doomed = anymq.connect(str(broker.url), reconnect=False)
     consumer = doomed.consumer(WORK)
     assert [d.attempt for d in consumer.receive()] == [1]
     doomed.native.cut()

@@ -18,7 +18,6 @@ from anymq import Guarantee, Level, Message, Subscription, Topic
 from anymq.errors import (
     ConfigConflictError,
     ConfigError,
-    ConnectionLostError,
     LeaseLostError,
     NotFoundError,
     SendUnknownError,
@@ -294,7 +293,7 @@ def test_what_cannot_be_sent_back_comes_again(
         producer.send(b"x")
     consumer = broker.consumer(sub)
     take(consumer)[0].nack(delay=0.3)
-    with pytest.raises(ConnectionLostError, match=name):
+    with pytest.raises(ConfigConflictError, match=name):
         until(lambda: consumer.receive(1, 0.5), "the error")
     (again,) = take(broker.consumer(sub))
     again.ack(wait=True)

@@ -58,6 +58,12 @@ class RabbitAdapter(Adapter):
             self._consuming.close()
             raise
 
+    @property
+    def lost(self) -> AnymqError | None:  # type: ignore[override]
+        """The consuming connection is the session. The publishing one is opened again by the next
+        sender: what is consumed need not suffer from its loss."""
+        return self._consuming.lost
+
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
         return declare(self._options, at, self.server)
 
@@ -82,7 +88,7 @@ class RabbitAdapter(Adapter):
         with self._lock:
             if self._closed:
                 raise ClosedError("the session with RabbitMQ is closed")
-            if self._publishing is None:
+            if self._publishing is None or self._publishing.lost:
                 self._publishing = open_connection(self._url, self._options, "publishing")
             return self._publishing
 
@@ -115,7 +121,7 @@ class RabbitAdapter(Adapter):
     def check(self) -> None:
         """Both connections where both are open: each can be lost alone."""
         for connection in (self._consuming, self._publishing):
-            if connection is not None:
+            if connection is not None and (connection is self._consuming or not connection.lost):
                 connection.ask("basic_qos", "the check", prefetch_count=1)
 
     def close(self) -> None:

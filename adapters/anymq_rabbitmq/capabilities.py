@@ -318,6 +318,9 @@ def _lease(kind: str, version: tuple[int, int] | None) -> Fact:
 
 
 def _pattern(at: Topic | Subscription) -> Fact:
+    if isinstance(at, Subscription) and at.pattern is not None:
+        reason = "exchanges are subscribed to one by one: binding= chooses among the keys of one"
+        return Fact(Level.ABSENT, reason, DOCS + "exchanges")
     if isinstance(at, Topic) or at.topic.address is None or at.topic.address.startswith("/"):
         reason = "our exchanges send everything to everybody: give the topic the address of one"
         return Fact(Level.ABSENT, reason, DOCS + "exchanges")

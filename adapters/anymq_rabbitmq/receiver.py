@@ -129,6 +129,8 @@ class RabbitReceiver(Receiver):
         if errors.timed_out(error) and not self._closing:
             self._lapse(found)
             return
+        if self._started.done():
+            found = errors.session_over(found, f"queue {self._queue!r}")
         self._on_end(found)
         self._finished.set()
 
@@ -177,7 +179,7 @@ class RabbitReceiver(Receiver):
         elif self._closing:
             self._end_claim(self._closed())
         elif not self._claim.ended:
-            self._end_claim(errors.session_over(error, f"queue {self._queue!r}"))
+            self._end_claim(error)
             self._told(self._claim)
 
     def _closed(self) -> AnymqError:
@@ -303,7 +305,8 @@ class RabbitReceiver(Receiver):
         """What could not be sent back is still with this channel, and comes again with its end."""
         if claim.ended:
             return
-        error = ConnectionLostError(f"{claim.name}: a failed message was not sent back: {why}")
+        kind = ConnectionLostError if why.retryable else type(why)  # else it would fail for ever
+        error = kind(f"{claim.name}: a failed message was not sent back: {why}")
         error.__cause__ = why
         self._on_end(error)
         self._channel.close()
@@ -373,7 +376,9 @@ class RabbitReceiver(Receiver):
                 f"{self._claim.name}: no answer within {timeout:g} s"
             ) from error
         except AnymqError as error:
-            raise LeaseLostError(f"{self._claim.name}: {error}") from error
+            self._connection.join(ANSWER if self._connection.lost else 0.0)
+            if self._owed or self._handed > self._proven or not self._connection.lost:
+                raise LeaseLostError(f"{self._claim.name}: {error}") from error
 
     # settling, on the I/O thread
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anymq.spi import Adapter, Backend, Option, Url, one_of, period
+from anymq.spi import Adapter, Backend, Option, Url, flag, one_of, period
 from anymq_redis.capabilities import declare
 
 __all__ = ["BACKEND"]
@@ -29,6 +29,12 @@ BACKEND = Backend(
             "always",
             "when id, key, headers and so on travel before the body: always; needed: only when"
             " there is more than a body; never: the payload is the body",
+        ),
+        "sharded": Option(
+            flag,
+            False,
+            "sharded channels (SSUBSCRIBE, SPUBLISH; Redis 7): in a cluster a message stays on the"
+            " shard of its channel",
         ),
         "timeout": Option(
             period, 10.0, "how long to wait for a connection and for each answer of the server"

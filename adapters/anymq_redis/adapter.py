@@ -11,6 +11,7 @@ from anymq.spi import (
     Adapter,
     Capabilities,
     Claim,
+    ConfigError,
     Mode,
     Receiver,
     Sender,
@@ -40,6 +41,8 @@ class RedisAdapter(Adapter):
         self.native = server.client()
         try:
             self.server = self._hello()
+            if options["sharded"]:
+                check_sharded(self.server)
         except BaseException:
             self.native.close()
             raise
@@ -60,15 +63,19 @@ class RedisAdapter(Adapter):
             raise UnsupportedError(
                 f"{to}: Redis pub/sub has no queue of one subscription: a channel reaches all"
             )
-        return RedisSender(self._server, _channel(to), self._options["envelope"])
+        publish = b"SPUBLISH" if self._options["sharded"] else b"PUBLISH"
+        return RedisSender(self._server, _channel(to), self._options["envelope"], publish)
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> Receiver:
         """`prefetch` is without effect: the server pushes as fast as it is read."""
         _refuse_what_is_absent(subscription)
+        if subscription.pattern is not None:
+            return RedisReceiver(self._server, "PSUBSCRIBE", subscription.pattern, on_end)
         channel = subscription.address or _channel(subscription.topic)
-        return RedisReceiver(self._server, channel, on_end)
+        subscribe = "SSUBSCRIBE" if self._options["sharded"] else "SUBSCRIBE"
+        return RedisReceiver(self._server, subscribe, channel, on_end)
 
     def remove(self, what: Topic | Subscription) -> None:
         """Nothing exists that would have to go."""
@@ -90,6 +97,14 @@ class RedisAdapter(Adapter):
         fields = dict(zip(answer[::2], answer[1::2], strict=False))
         name, version = fields[b"server"].decode(), fields[b"version"].decode()
         return f"{name.capitalize()} {version}"
+
+
+def check_sharded(server: str) -> None:
+    """Raises ConfigError for a server that is too old for sharded channels, here and not by an
+    unknown command at the first message."""
+    name, _, version = server.partition(" ")
+    if int(version.partition(".")[0]) < 7:
+        raise ConfigError(f"sharded=true needs Redis 7 or later, and this is {name} {version}")
 
 
 def _channel(topic: Topic) -> str:

@@ -21,7 +21,11 @@ ASSUMED = "Redis 6 or later, one server, stock settings"
 
 _PUBSUB = "redis.io/docs/latest/develop/pubsub"
 _PUBLISH = "redis.io/docs/latest/commands/publish"
+_SHARDED = f"{_PUBSUB}#sharded-pubsub"
 _ENVELOPE = "README, Mapping of concepts"
+NO_SHARDED_PATTERNS = (
+    "sharded channels cannot be subscribed to by pattern; channels without sharded=true can"
+)
 
 _SENDING = {
     Guarantee.SEND_CONFIRMED: Fact(
@@ -108,11 +112,6 @@ _DELIVERING = {
     Guarantee.EPHEMERAL: Fact(
         Level.NATIVE, "a subscription is its connection and ends with it", _PUBSUB
     ),
-    Guarantee.PATTERN: Fact(
-        Level.PLANNED,
-        "PSUBSCRIBE takes glob patterns; the adapter subscribes to one channel",
-        "redis.io/docs/latest/commands/psubscribe",
-    ),
     Guarantee.DEAD_LETTER: Fact(
         Level.ABSENT, "a dead letter would be kept nowhere, as any other message", _PUBSUB
     ),
@@ -179,20 +178,34 @@ _CARRYING = {
 }
 
 
+def _pattern(options: Mapping[str, Any], at: Topic | Subscription) -> Fact:
+    if isinstance(at, Subscription) and at.binding is not None:
+        return Fact(Level.ABSENT, "channels have no routing keys: pattern= is over names", _PUBSUB)
+    if options.get("sharded"):
+        return Fact(Level.ABSENT, NO_SHARDED_PATTERNS, _SHARDED)
+    return Fact(
+        Level.NATIVE,
+        "pattern= is PSUBSCRIBE: all channels that match a glob",
+        "redis.io/docs/latest/commands/psubscribe",
+    )
+
+
 def declare(
     options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
 ) -> Capabilities:
     """The same for every topic and subscription; the option `envelope` decides what messages
-    carry. `server` as connect() found it changes nothing but what is shown."""
+    carry, `sharded` whether there are patterns. `server` as connect() found it changes nothing
+    but what is shown."""
     return Capabilities(
         {
             **_SENDING,
             **_DELIVERING,
             Guarantee.BINARY: _BINARY,
+            Guarantee.PATTERN: _pattern(options, at),
             **_CARRYING[options.get("envelope", "always")],
         },
         Limits(body=MAX_BODY, order=Scope.CONNECTION),
-        ABOUT,
+        "Redis sharded channel" if options.get("sharded") else ABOUT,
         server,
         () if server else (ASSUMED,),
     )

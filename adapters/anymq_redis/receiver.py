@@ -1,4 +1,5 @@
-"""Receiving from one channel: a connection of its own, which is the subscription."""
+"""Receiving from a channel, or all that match a pattern: a connection of its own, which is the
+subscription."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from anymq_redis.envelope import decode
 from anymq_redis.server import Server, interrupt, shrink, socket_of
 
 GRACE = 1.0  # seconds that an interrupted receive() has to return
+MESSAGES = frozenset([b"message", b"pmessage", b"smessage"])  # the payload comes last in each
 
 
 class RedisReceiver(Receiver):
@@ -34,10 +36,14 @@ class RedisReceiver(Receiver):
     buffer, and when this is full the server cuts the connection.
     """
 
-    def __init__(self, server: Server, channel: str, on_end: Callable[[Claim], None]) -> None:
-        """Returns when the server has confirmed the subscription."""
+    def __init__(
+        self, server: Server, subscribe: str, channel: str, on_end: Callable[[Claim], None]
+    ) -> None:
+        """Returns when the server has confirmed the subscription. `subscribe` is the command:
+        SUBSCRIBE, SSUBSCRIBE, or PSUBSCRIBE, to which `channel` is a pattern."""
         self._server = server
-        self._doing = f"subscribe to channel {channel!r}"
+        what = f"{'pattern' if subscribe == 'PSUBSCRIBE' else 'channel'} {channel!r}"
+        self._doing = f"subscribe to {what}"
         self._on_end = on_end
         self._claim = Claim(channel)
         self._stopped = False
@@ -46,12 +52,12 @@ class RedisReceiver(Receiver):
         self._pinged: float | None = None  # since when a PING is not answered
         self._connection = server.open(self._doing)
         try:
-            self._connection.send_command("SUBSCRIBE", channel.encode("utf-8", "surrogateescape"))
+            self._connection.send_command(subscribe, channel.encode("utf-8", "surrogateescape"))
             self._connection.read_response(disable_decoding=True)
         except redis.RedisError as error:
             self._connection.disconnect()
             raise server.translate(error, self._doing) from error
-        self._doing = f"receive from channel {channel!r}"
+        self._doing = f"receive from {what}"
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -127,8 +133,10 @@ class RedisReceiver(Receiver):
                 answer = connection.read_response(disable_decoding=True)
             except redis.ResponseError:
                 continue  # a user who may not PING: an answer all the same
-            if answer[0] == b"message":
-                deliveries.append(Delivery(decode(answer[2]), None, claim, 1, native=answer))
+            if answer[0] in MESSAGES:
+                deliveries.append(Delivery(decode(answer[-1]), None, claim, 1, native=answer))
+            elif answer[0] == b"sunsubscribe":
+                raise redis.ConnectionError("its channel has gone to another node of the cluster")
         if heard:
             self._heard = time.monotonic()
             self._pinged = None
@@ -152,6 +160,7 @@ class RedisReceiver(Receiver):
             " off by the server: its client-output-buffer-limit for pubsub)"
         )
         lost.__cause__ = error
+        lost.since = time.time() - (time.monotonic() - self._heard)
         self._claim.ended = lost
         self._connection.disconnect()
         self._on_end(self._claim)

@@ -32,7 +32,8 @@ class RedisSender(Sender):
     """One connection of its own. send() blocks until the batch is answered; close() may be called
     from another thread meanwhile."""
 
-    def __init__(self, server: Server, channel: str, envelope: str) -> None:
+    def __init__(self, server: Server, channel: str, envelope: str, publish: bytes) -> None:
+        """`publish` is the command: PUBLISH or SPUBLISH."""
         self._server = server
         self._channel = channel
         self._envelope = envelope
@@ -40,7 +41,8 @@ class RedisSender(Sender):
         name = channel.encode("utf-8", "surrogateescape")
         # The command up to the length of the payload, ready made: redis-py would check, encode
         # and join all three arguments for every message.
-        self._command = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
+        words = (len(publish), publish, len(name), name)
+        self._command = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$" % words
         self._ended: AnymqError | None = None
         self._idle = threading.Event()
         self._idle.set()

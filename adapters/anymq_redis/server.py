@@ -113,6 +113,11 @@ class Server:
                 f"{what}: {error}: check that the server runs there, takes connections, and"
                 " that the URL has the right host, port and scheme"
             )
+        if isinstance(error, native.MovedError):
+            return ConfigError(
+                f"{what}: of this cluster another node has this channel: name"
+                f" {error.host}:{error.port} in the URL"
+            )
         if "DB index" in str(error):
             return ConfigError(
                 f"{what}: the server has no database {self._settings['db']}: leave the path of"

@@ -24,6 +24,7 @@ from anymq.message import Delivery, Message, SendOutcome, Status
 from anymq.producer import Producer, SendReport
 from anymq.redrive import RedriveReport
 from anymq.retry import Backoff
+from anymq.session import ConnectionChange, ConnectionEvent
 from anymq.spi import Depth, Mode
 from anymq.topics import Subscription, Topic
 
@@ -32,6 +33,8 @@ __all__ = [
     "Backoff",
     "Broker",
     "Capabilities",
+    "ConnectionChange",
+    "ConnectionEvent",
     "Consumer",
     "Delivery",
     "Depth",

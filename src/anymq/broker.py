@@ -26,20 +26,34 @@ from anymq.errors import (
 from anymq.producer import Producer
 from anymq.redrive import PREFETCH, OnProgress, RedriveReport, redrive, with_letters
 from anymq.retry import Backoff, check_backoff
+from anymq.session import OnConnection, Session
 from anymq.settling import OnRefused
 from anymq.spi import Adapter, Backend, Depth, Mode, Subscription, Topic
 from anymq.url import Url, did_you_mean, read_options
 
 log = logging.getLogger("anymq")
+UNKNOWN = ("report", "resend")
 EXIT_TIMEOUT = 10.0  # seconds that the end of the interpreter waits for each open broker
 
 
-def connect(url: str, *uses: Topic | Subscription) -> Broker:
+def connect(
+    url: str,
+    *uses: Topic | Subscription,
+    wait: float = 0.0,
+    reconnect: bool = True,
+    on_connection: OnConnection | None = None,
+) -> Broker:
     """Open a session with the broker that the URL names.
 
-    `uses` are the topics and subscriptions that the application will open: what they require and
-    the broker certainly does not give is refused before any connection is made, what depends on
-    the server right after.
+    uses           the topics and subscriptions that the application will open: what they require
+                   and the broker certainly does not give is refused before any connection is
+                   made, what depends on the server right after
+    wait           seconds to keep trying a broker that cannot be reached; by default it fails at
+                   once
+    reconnect      whether a lost connection is opened again, with everything on it; if not, its
+                   loss is the end
+    on_connection  called with what happens to the connection, on a thread of its own: do not wait
+                   in it
 
     Raises ConfigError for a wrong URL, RequirementError, AdapterMissingError,
     ConnectionLostError naming the host, AuthenticationError.
@@ -50,10 +64,16 @@ def connect(url: str, *uses: Topic | Subscription) -> Broker:
     for item in uses:
         _check_requirements(backend.declare(options, item), item)
     try:
-        adapter = backend.connect(parsed, options)
+        session = Session(
+            lambda: backend.connect(parsed, options),
+            str(parsed),
+            wait=wait,
+            reconnect=reconnect,
+            on_connection=on_connection,
+        )
     except ImportError as error:
         raise registry.missing_client(parsed.scheme, error) from error
-    broker = Broker(backend, parsed, adapter)
+    broker = Broker(backend, parsed, session)
     try:
         for item in uses:
             broker.check_use(item)
@@ -65,18 +85,25 @@ def connect(url: str, *uses: Topic | Subscription) -> Broker:
 
 class Broker(Closing):
     """One session with one broker. Safe to share between threads; close it, or use it as a
-    context manager. When its connection is lost, calls raise ConnectionLostError: connect again.
+    context manager.
+
+    A lost connection is opened again, after growing pauses with jitter, until close(). What was
+    provisioned is provisioned again, consumers go on by themselves, and sends wait for as long as
+    the timeout of their producer. A delivery that was held is lost: it comes again.
     """
 
-    def __init__(self, backend: Backend, url: Url, adapter: Adapter) -> None:
+    def __init__(self, backend: Backend, url: Url, session: Session) -> None:
         self.backend = backend
         self.url = url
-        self._adapter = adapter
+        self._session = session
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._open: list[Producer | Consumer] = []
         self._closed = False
         _brokers.add(self)
+
+    @property
+    def _adapter(self) -> Adapter:
+        return self._session.adapter
 
     @property
     def server(self) -> str | None:
@@ -115,7 +142,7 @@ class Broker(Closing):
         for item in (*what, *items):
             self.check_use(item)
         if mode is not Mode.ASSUME:
-            self._adapter.provision(items, mode)
+            self._session.provision(items, mode)
 
     def remove(self, *what: Topic | Subscription) -> None:
         """Remove them with all their messages. What does not exist is no error; an address is
@@ -125,17 +152,19 @@ class Broker(Closing):
             if item.address is not None:
                 raise ConfigError(f"{item} is an address: anymq removes only what it made")
         for item in what:
-            self._adapter.remove(item)
+            self._session.remove(item)
 
     def depth(self, subscription: Subscription | str) -> Depth:
         """How many messages it holds, as far as the broker tells."""
         self._usable()
-        return self._adapter.depth(_subscription(subscription))
+        subscription = _subscription(subscription)
+        return self._session.ask(lambda adapter: adapter.depth(subscription))
 
     def purge(self, subscription: Subscription | str) -> None:
         """Delete what is ready. What is in flight stays."""
         self._usable()
-        self._adapter.purge(_subscription(subscription))
+        subscription = _subscription(subscription)
+        self._session.ask(lambda adapter: adapter.purge(subscription))
 
     def seek(self, subscription: Subscription | str, when: float | None = None) -> None:
         """Let the consumers that are opened from now on begin with what was stored at `when`, in
@@ -151,12 +180,13 @@ class Broker(Closing):
             fact = capabilities.fact(needed)
             kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
             raise kind(f"{subscription}: seek() on {capabilities.about}: {fact.reason}")
-        self._adapter.seek(subscription, when)
+        self._session.ask(lambda adapter: adapter.seek(subscription, when))
 
     def check(self) -> None:
-        """One cheap round trip; raises what is wrong."""
+        """One cheap round trip; raises what is wrong: ConnectionLostError also while a lost
+        connection is being opened again, and says for how long."""
         self._usable()
-        self._adapter.check()
+        self._session.check()
 
     # sending and receiving
 
@@ -167,26 +197,36 @@ class Broker(Closing):
         timeout: float = 30.0,
         max_pending: int = 10_000,
         max_pending_bytes: int = 64 << 20,
+        on_unknown: str = "report",
     ) -> Producer:
         """A producer to a topic.
 
-        timeout            seconds to wait for an answer, and for room
+        timeout            seconds to wait for an answer, for room, and for a lost connection
         max_pending        messages that may wait for an answer; then sending blocks
         max_pending_bytes  the same in bytes of their bodies
+        on_unknown         what becomes of messages that may be stored or not, because their
+                           connection was lost: "report" them as unknown, or "resend" them in
+                           their order and under their ids, so that some may be there twice
 
         Raises NotFoundError where the broker can tell that the topic is missing."""
         self._usable()
+        if on_unknown not in UNKNOWN:
+            raise ConfigError(
+                f"on_unknown={on_unknown!r} does not exist{did_you_mean(on_unknown, UNKNOWN)}"
+            )
         topic = Topic(topic) if isinstance(topic, str) else topic
         self.check_use(topic)
         producer = Producer(
-            self._adapter.sender(topic),
+            self._session.ask(lambda adapter: adapter.sender(topic)),
             topic,
             self._adapter.capabilities(topic),
             timeout=timeout,
             max_pending=max_pending,
             max_pending_bytes=max_pending_bytes,
+            resend=on_unknown == "resend",
+            session=self._session,
         )
-        self._keep(producer)
+        self._session.attach(producer)
         return producer
 
     def consumer(
@@ -228,23 +268,26 @@ class Broker(Closing):
         target = subscription.dead_topic
         if backoff is not None:
             check_backoff(backoff, self.capabilities(subscription), max_hold, target is not None)
-        letters = self.producer(target) if target else None
+        letters = self.producer(target, on_unknown="resend") if target else None
         if target and target.address is None:
             self._find_dead_letters(subscription)
-        consumer = Consumer(
-            self._adapter,
-            subscription,
-            self._adapter.capabilities(subscription),
-            letters,
-            prefetch=prefetch,
-            max_in_flight=max_in_flight,
-            max_in_flight_bytes=max_in_flight_bytes,
-            max_hold=max_hold,
-            on_refused=on_refused,
-            not_retryable=not_retryable,
-            backoff=backoff,
+        consumer = self._session.ask(
+            lambda adapter: Consumer(
+                adapter,
+                subscription,
+                adapter.capabilities(subscription),
+                letters,
+                prefetch=prefetch,
+                max_in_flight=max_in_flight,
+                max_in_flight_bytes=max_in_flight_bytes,
+                max_hold=max_hold,
+                on_refused=on_refused,
+                not_retryable=not_retryable,
+                backoff=backoff,
+                session=self._session,
+            )
         )
-        self._keep(consumer)
+        self._session.attach(consumer)
         return consumer
 
     def _find_dead_letters(self, subscription: Subscription) -> None:
@@ -252,7 +295,7 @@ class Broker(Closing):
         not tell, the first letter does."""
         found = subscription.dead_letters
         if self.capabilities(found).has(Guarantee.DEPTH):
-            self._adapter.depth(found)
+            self._session.ask(lambda adapter: adapter.depth(found))
 
     def redrive(
         self,
@@ -280,7 +323,7 @@ class Broker(Closing):
         subscription = with_letters(_subscription(subscription))
         self.check_use(subscription)
         source, topic = subscription.dead_letters, subscription.topic
-        sender = self._adapter.sender(subscription)
+        sender = self._session.ask(lambda adapter: adapter.sender(subscription))
         with (
             Producer(sender, topic, self.capabilities(topic)) as back,
             self.consumer(source, prefetch=PREFETCH) as letters,
@@ -303,23 +346,17 @@ class Broker(Closing):
             if self._closed:
                 return
             self._closed = True
-            still_open, self._open = self._open, []
         _brokers.discard(self)
         failure: AnymqError | None = None
         # Consumers first: their dead letters travel by producers.
-        for item in sorted(still_open, key=lambda item: isinstance(item, Producer)):
+        for item in sorted(self._session.attached(), key=lambda item: isinstance(item, Producer)):
             try:
                 item.close(timeout)
             except AnymqError as error:
                 failure = failure or error
-        self._adapter.close()
+        self._session.close()
         if failure is not None:
             raise failure
-
-    def _keep(self, item: Producer | Consumer) -> None:
-        with self._lock:
-            self._open = [other for other in self._open if not other.closed]
-            self._open.append(item)
 
     def _usable(self) -> None:
         if self._closed:
@@ -385,6 +422,7 @@ def _check_options(capabilities: Capabilities, at: Subscription) -> None:
     asked = (
         (at.ordered, Guarantee.ORDER_PER_KEY, "ordered=True"),
         (at.binding is not None, Guarantee.PATTERN, f"binding={at.binding!r}"),
+        (at.pattern is not None, Guarantee.PATTERN, f"pattern={at.pattern!r}"),
         (at.lease is not None, Guarantee.LEASE_EXPIRY, f"lease={at.lease}"),
         (at.dead_letter is not False, Guarantee.DEAD_LETTER, "dead_letter"),
         (at.broker_limit is not None, Guarantee.MAX_ATTEMPTS_CRASH, "broker_limit"),

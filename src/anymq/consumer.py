@@ -13,14 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from anymq.capabilities import Capabilities, Guarantee
 from anymq.closing import Closing
 from anymq.dead_letter import letter
-from anymq.errors import AnymqError, ClosedError, ConfigError, DecodeError, LeaseLostError
+from anymq.errors import (
+    AnymqError,
+    ClosedError,
+    ConfigError,
+    ConnectionLostError,
+    DecodeError,
+    LeaseLostError,
+)
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
 from anymq.producer import Producer
 from anymq.retry import Backoff, Held, Retries, check_nack
+from anymq.session import GOODBYE, Session
 from anymq.settling import OnRefused, Settling
-from anymq.spi import Adapter, Subscription
+from anymq.spi import Adapter, Receiver, Subscription
 
 log = logging.getLogger("anymq")
 ACK_BATCH = 100  # acks that travel together
@@ -53,7 +61,10 @@ class Consumer(Closing):
         on_refused: OnRefused | None = None,
         not_retryable: tuple[type[Exception], ...] = (),
         backoff: Backoff | None = None,
+        session: Session | None = None,
     ) -> None:
+        """`session` opens it again when its receiver is lost; without one its loss is the end."""
+        self._session = session
         self.subscription = subscription
         self.capabilities = capabilities
         self._letters = letters
@@ -80,8 +91,9 @@ class Consumer(Closing):
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
         self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
+        self._away = False  # its session is lost; the fetch lock is then the session's
         self._upkeep_wake = threading.Event()
-        self._receiver = adapter.receiver(subscription, prefetch, self._claim_ended)
+        self._receiver = self._receive_from(adapter)
         self._settling = Settling(self._receiver, subscription, on_refused)
         self._acks = self._settling.waiting
         self._leases = Leases(subscription, self._receiver, max_hold)
@@ -133,7 +145,7 @@ class Consumer(Closing):
         buffer, held, me = self._buffer, self._held, threading.get_ident()
         while not self._stopping:
             if not self._plain or self._kept or self._failure:
-                yield from self.receive(1)
+                yield from self._wait_for_one()
             elif buffer:
                 try:
                     delivery = buffer.popleft()
@@ -145,7 +157,13 @@ class Consumer(Closing):
             elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
                 self._fetch(self._prefetch - len(held), 1.0)
             else:
-                yield from self.receive(1)
+                yield from self._wait_for_one()
+
+    def _wait_for_one(self) -> list[Delivery]:
+        try:
+            return self.receive(1)
+        except ClosedError:  # while it waited
+            return []
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
@@ -227,6 +245,8 @@ class Consumer(Closing):
         try:
             fetched = self._receiver.receive(limit, wait)
         except BaseException as error:
+            if isinstance(error, ConnectionLostError) and self._lost(error):
+                return
             self._fetch_lock.release()
             if isinstance(error, Exception):
                 self._fail(error)
@@ -257,11 +277,10 @@ class Consumer(Closing):
             while not self._stopping:
                 with self._lock:
                     room = self._room()
-                    if room <= 0:
+                    if room <= 0 or not self._fetch_lock.acquire(False):
                         self._wait(1.0)
                         continue
                     self._lanes.fetch_begins()
-                    self._fetch_lock.acquire()
                 self._fetch(room, 1.0)
         except AnymqError:
             pass  # _fetch has left it for the next call of the owner
@@ -269,19 +288,26 @@ class Consumer(Closing):
             self._fail(error)
             log.exception("a thread of the consumer of %s has ended", self.subscription)
 
-    def _claim_ended(self, claim: Claim) -> None:
-        """Called by the adapter: what hung on the claim is going, or gone."""
+    def _claim_ended(self, claim: Claim, of: object) -> None:
+        """Called by the adapter: what hung on the claim of a receiver is gone."""
+        error = claim.ended
         with self._lock:
-            rest = [d for d in self._buffer if d.claim is not claim]
-            self._buffer.clear()
-            self._buffer.extend(rest)
-            for retry in [d for d in self._retries if d.claim is claim]:
-                self._forget_retry(retry)
-            for delivery in [d for d in list(self._held) if d.claim is claim]:
-                self._lose(delivery)
-            if not isinstance(claim.ended, LeaseLostError):  # else others follow
-                self._failure = self._failure or claim.ended
-            self._changed.notify_all()
+            self._lose_all(lambda delivery: delivery.claim is claim)
+            if of is not self._current or isinstance(error, LeaseLostError):
+                return  # another one is there, or follows
+        if not (isinstance(error, ConnectionLostError) and self._again(error)):
+            self._fail(error or ConnectionLostError(f"{claim.name} has ended"))
+
+    def _lose_all(self, which: Callable[[Delivery], bool]) -> None:
+        """With the lock held: these are no longer ours."""
+        rest = [delivery for delivery in self._buffer if not which(delivery)]
+        self._buffer.clear()
+        self._buffer.extend(rest)
+        for retry in [held for held in self._retries if which(held)]:
+            self._forget_retry(retry)
+        for delivery in [held for held in list(self._held) if which(held)]:
+            self._lose(delivery)
+        self._changed.notify_all()
 
     def _lose(self, delivery: Delivery) -> bool:
         """With the lock held: a delivery that is being handled is no longer ours."""
@@ -481,7 +507,7 @@ class Consumer(Closing):
         if failure is None:
             self._acks.append(delivery)
             self._upkeep_wake.set()
-        else:
+        elif not delivery.claim.ended:  # else it comes again anyway
             if not self._blocked:  # the rest of a batch fails the same way: said once
                 log.critical(
                     "the dead letter of message %s of %s was not stored; it comes again: %s",
@@ -537,6 +563,64 @@ class Consumer(Closing):
         if self._failure is not None:
             raise self._failure
 
+    # its session, see session.Attached
+
+    def _receive_from(self, adapter: Adapter) -> Receiver:
+        self._current: object | None = object()  # stands for the receiver in use
+        current = self._current
+        return adapter.receiver(
+            self.subscription, self._prefetch, lambda claim: self._claim_ended(claim, current)
+        )
+
+    def _again(self, error: AnymqError) -> bool:
+        """True when another session follows."""
+        return self._session is not None and self._session.lost(error, self)
+
+    def _lost(self, error: AnymqError) -> bool:
+        """A fetch has found the session lost: True when another follows, which then takes over the
+        fetch lock, so that nobody tries this one again."""
+        with self._lock:
+            known = self._current is None  # lose() is under way
+            if self._stopping or not (known or self._again(error)):
+                return False
+            self._away = True
+            return True
+
+    def lose(self, error: AnymqError) -> None:
+        if self._current is None:
+            return
+        self._current = None
+        while not self._away:
+            self._receiver.stop()
+            if self._fetch_lock.acquire(timeout=0.1):
+                self._away = True
+        self._receiver.close(GOODBYE)
+        with self._lock:
+            self._lose_all(lambda _: True)
+
+    def overdue(self, error: AnymqError) -> None:
+        """Nothing here waits for an answer."""
+
+    def reopen(self, adapter: Adapter) -> bool:
+        receiver = self._receive_from(adapter)
+        with self._lock:
+            late = self._stopping
+            if not late:
+                self._settling.move(receiver)
+                self._leases.move(receiver)
+                self._receiver = receiver
+                self._away = False
+                self._fetch_lock.release()
+                self._changed.notify_all()
+        if late:
+            receiver.close(0.0)
+        return self.subscription.ephemeral or not self.capabilities.has(
+            Guarantee.RETAINED_WITHOUT_CONSUMER
+        )
+
+    def end(self, error: AnymqError) -> None:
+        self._fail(error)
+
     # ending
 
     def stop(self) -> None:
@@ -566,13 +650,14 @@ class Consumer(Closing):
         self._upkeep_wake.set()
         for thread in self._threads:
             thread.join(max(0.1, until - time.monotonic()))
-        if self._lanes is None:  # else the thread that fetches has ended
+        if self._lanes is None and not self._away:  # else nobody fetches any more
             self._fetch_lock.acquire(timeout=max(0.1, until - time.monotonic()))
         try:
             self._settling.flush()
             self._give_back()
         finally:
-            self._receiver.close(max(0.1, until - time.monotonic()))
+            if not self._away:  # else it was closed
+                self._receiver.close(max(0.1, until - time.monotonic()))
 
     def _drained(self, me: int) -> bool:
         """Nothing is being handled, but by the thread that closes, which cannot finish now."""
@@ -596,3 +681,6 @@ class Consumer(Closing):
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def __str__(self) -> str:
+        return str(self.subscription)

@@ -81,9 +81,11 @@ class BrokerError(AnymqError):
 
 
 class ConnectionLostError(BrokerError):
-    """This session is over, or none could be opened. Connect again."""
+    """This session is over, or none could be opened. `since` is the time.time() when the broker was
+    last known to be there, where that was before the error."""
 
     retryable = True
+    since: float | None = None
 
 
 class ThrottledError(BrokerError):

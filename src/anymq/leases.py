@@ -24,6 +24,10 @@ class Leases:
         self._length = 0.0
         self._warned = False
 
+    def move(self, receiver: Receiver) -> None:
+        """To the receiver of the next session; what the last one held is lost."""
+        self._receiver, self.due = receiver, NEVER
+
     def begin(self, deadline: float) -> None:
         """A delivery has come after a time without any."""
         now = time.monotonic()

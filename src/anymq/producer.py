@@ -20,6 +20,7 @@ from anymq.errors import (
     AnymqError,
     BackPressureTimeout,
     ClosedError,
+    ConnectionLostError,
     InvalidMessageError,
     PlannedError,
     SendManyError,
@@ -36,7 +37,9 @@ from anymq.message import (
     Status,
     check_message,
 )
-from anymq.spi import Done, Sender, Topic
+from anymq.outbox import Outbox
+from anymq.session import GOODBYE, Session
+from anymq.spi import Adapter, Sender, Topic
 
 log = logging.getLogger("anymq")
 EXAMPLES = 100  # failures that a SendReport keeps
@@ -59,163 +62,6 @@ class SendReport:
         return ", ".join(f"{n} {name}" for name, n in counts if n) or "nothing sent"
 
 
-class Outbox:
-    """What waits in front of Sender.send, bounded in messages and bytes.
-
-    Whoever finds it idle pumps it: no thread, no linger; while one batch is in flight the next
-    one grows, and goes when that one is answered or when it is full.
-    """
-
-    def __init__(self, sender: Sender, max_pending: int, max_pending_bytes: int) -> None:
-        self.sender = sender
-        self.max_pending = max_pending
-        self.max_pending_bytes = max_pending_bytes
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
-        self.queue: deque[tuple[Sequence[Message], int, Done]] = deque()
-        self.pending = self.pending_bytes = 0  # messages and bytes, waiting or in flight
-        self.queued = 0  # messages
-        self.in_flight = 0  # batches
-        self.pumping = False
-        self.waiters = 0
-
-    def put(self, chunk: Sequence[Message], done: Done, timeout: float) -> None:
-        """Hand over a chunk in its turn. Raises BackPressureTimeout when there is no room for
-        it within `timeout` seconds; then nothing of it was handed over."""
-        count = len(chunk)
-        size = len(chunk[0].body) if count == 1 else sum([len(m.body) for m in chunk])
-        with self.lock:
-            if self.pending and not self._fits(count, size):
-                self._wait(lambda: not self.pending or self._fits(count, size), timeout)
-            self.pending += count
-            self.pending_bytes += size
-            if self.in_flight or self.queue or self.pumping:
-                self.queue.append((chunk, size, done))
-                self.queued += count
-                if self.pumping or not self._ready():
-                    return
-                chunk, size, done = self._next()
-            else:
-                self.in_flight = 1
-            self.pumping = True
-        self._pump(chunk, size, done)
-
-    def drain(self, timeout: float) -> int:
-        """Wait until everything is answered; how many messages are not."""
-        with self.lock:
-            self.waiters += 1
-            self.changed.wait_for(lambda: not self.pending, timeout)
-            self.waiters -= 1
-            return self.pending
-
-    def _fits(self, count: int, size: int) -> bool:
-        return (
-            self.pending + count <= self.max_pending
-            and self.pending_bytes + size <= self.max_pending_bytes
-        )
-
-    def _wait(self, room: Callable[[], bool], timeout: float) -> None:
-        self.waiters += 1
-        found = self.changed.wait_for(room, timeout)
-        self.waiters -= 1
-        if not found:
-            raise BackPressureTimeout(
-                f"{self.pending} messages ({self.pending_bytes} bytes) wait for the broker's"
-                f" answer, none came in {timeout:g} s: this one was not handed over"
-            )
-
-    def _pump(self, chunk: Sequence[Message], size: int, done: Done) -> None:
-        """Hand over a chunk, and what came meanwhile. The caller has set pumping."""
-        while True:
-            self._hand_over(chunk, _Flight(self, len(chunk), size, done))
-            with self.lock:
-                if not self._ready():
-                    self.pumping = False
-                    return
-                chunk, size, done = self._next()
-
-    def _ready(self) -> bool:
-        """With the lock held: when nothing is in flight, what waits goes at once; else when it
-        fills a batch."""
-        if not self.in_flight:
-            return bool(self.queue)
-        return self.queued >= self.sender.batch and self.in_flight < self.sender.pipeline
-
-    def _next(self) -> tuple[Sequence[Message], int, Done]:
-        """With the lock held: the next batch, made of the chunks that wait."""
-        chunk, size, done = self.queue.popleft()
-        self.queued -= len(chunk)
-        if self.queue and len(chunk) < self.sender.batch:
-            chunk, size, done = self._join(chunk, size, done)
-        self.in_flight += 1
-        return chunk, size, done
-
-    def _join(
-        self, chunk: Sequence[Message], size: int, done: Done
-    ) -> tuple[Sequence[Message], int, Done]:
-        """Several waiting chunks as one batch."""
-        joined, parts = list(chunk), [(len(chunk), done)]
-        while self.queue and len(joined) < self.sender.batch:
-            more, its_size, its_done = self.queue.popleft()
-            self.queued -= len(more)
-            joined += more
-            size += its_size
-            parts.append((len(more), its_done))
-
-        def split(outcomes: Sequence[SendOutcome]) -> None:
-            start = 0
-            for count, its_done in parts:
-                its_done(outcomes[start : start + count])
-                start += count
-
-        return joined, size, split
-
-    def _hand_over(self, chunk: Sequence[Message], flight: _Flight) -> None:
-        try:
-            self.sender.send(chunk, flight.answered)
-        except AnymqError as error:  # by contract nothing was handed over
-            flight.answered([SendOutcome(Status.FAILED, error)] * len(chunk))
-        except Exception as error:  # noqa: BLE001 (a fault of the adapter: nobody knows)
-            unknown = SendUnknownError(f"the adapter failed: {error!r}; it may be stored")
-            unknown.__cause__ = error
-            flight.answered([SendOutcome(Status.UNKNOWN, unknown)] * len(chunk))
-        except BaseException:  # Ctrl-C: nobody knows how far it came, but others may go on
-            with self.lock:
-                self.pumping = False
-                self.in_flight -= flight.awaited
-                flight.awaited = False
-            raise
-
-
-class _Flight:
-    """A batch on its way. `awaited`: what follows waits for its answer."""
-
-    __slots__ = ("awaited", "box", "count", "done", "size")
-
-    def __init__(self, box: Outbox, count: int, size: int, done: Done) -> None:
-        self.box = box
-        self.count = count
-        self.size = size
-        self.done = done
-        self.awaited = True
-
-    def answered(self, outcomes: Sequence[SendOutcome]) -> None:
-        self.done(outcomes)
-        box = self.box
-        with box.lock:
-            box.in_flight -= self.awaited
-            self.awaited = False
-            box.pending -= self.count
-            box.pending_bytes -= self.size
-            if box.waiters:
-                box.changed.notify_all()
-            if box.pumping or not box._ready():
-                return
-            box.pumping = True
-            following = box._next()
-        box._pump(*following)
-
-
 class Producer(Closing):
     """Sends to one topic. Safe to share between threads; messages of one thread keep their order.
 
@@ -232,17 +78,28 @@ class Producer(Closing):
         timeout: float = 30.0,
         max_pending: int = 10_000,
         max_pending_bytes: int = 64 << 20,
+        resend: bool = False,
+        session: Session | None = None,
     ) -> None:
+        """`session` opens it again when `sender` is lost; without one its loss is the end."""
         self.topic = topic
         self.capabilities = capabilities
         self._timeout = timeout
-        self._outbox = Outbox(sender, max_pending, max_pending_bytes)
-        self._sender = sender
+        self._outbox = Outbox(
+            sender,
+            max_pending,
+            max_pending_bytes,
+            timeout=timeout,
+            on_lost=None if session is None else lambda error: session.lost(error, self),
+            resend=resend,
+        )
         self._body_limit = capabilities.limits.body or float("inf")
         self._id_prefix = os.urandom(8).hex()
         self._id_numbers = itertools.count()
         self._failures = itertools.count(1)  # of send_soon()
         self._lock = threading.Lock()
+        self._away: AnymqError | None = None  # why nothing was sent, while it is held back
+        self._over: AnymqError | None = None  # why nothing more can be sent
         self._closed = False
 
     # sending
@@ -266,6 +123,9 @@ class Producer(Closing):
         ticket = _Ticket()
         self._outbox.put((message,), ticket.done, self._timeout)
         outcome = ticket.outcome or ticket.wait(self._timeout)
+        if outcome is None:
+            self._outbox.withdraw(ticket.done, self._not_sent())
+            outcome = ticket.outcome
         if outcome is None:
             raise SendUnknownError(
                 f"no answer for message {message.id} to {self.topic} in {self._timeout:g} s:"
@@ -328,7 +188,7 @@ class Producer(Closing):
         """
         run = _SendMany(self, on_outcome)
         try:
-            for chunk in _chunks(messages, self._sender.batch):
+            for chunk in _chunks(messages, self._outbox.sender.batch):
                 if not run.send(chunk):
                     break
         finally:
@@ -350,8 +210,8 @@ class Producer(Closing):
 
     def _prepare(self, message: Message) -> None:
         """Refuse what cannot be sent, number the rest."""
-        if self._closed:
-            raise ClosedError(f"this producer to {self.topic} is closed")
+        if self._over is not None:
+            raise self._over
         if not isinstance(message, Message):
             raise InvalidMessageError(f"send a Message or bytes, not {type(message).__name__}")
         if check_message(message):
@@ -389,33 +249,75 @@ class Producer(Closing):
                 f"priority={message.priority}: {self.capabilities.about} takes 0 to {levels - 1}"
             )
 
+    def _not_sent(self) -> AnymqError:
+        why = self._away if self._outbox.held else "the broker did not take it"
+        return ConnectionLostError(f"not sent to {self.topic} within {self._timeout:g} s: {why}")
+
+    # its session, see session.Attached
+
+    def lose(self, error: AnymqError) -> None:
+        self._away = error
+        self._outbox.hold()
+        self._outbox.sender.close(GOODBYE)
+
+    def overdue(self, error: AnymqError) -> None:
+        self._away = error
+        self._outbox.expire(error)
+
+    def reopen(self, adapter: Adapter) -> bool:
+        sender = adapter.sender(self.topic)
+        with self._lock:
+            if not self._closed:
+                self._outbox.resume(sender)
+                return False
+        sender.close(0.0)
+        return False
+
+    def end(self, error: AnymqError) -> None:
+        self._over = self._over or error
+        self._outbox.end(error)
+
     # closing
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until everything handed over is answered. Raises SendUnknownError otherwise."""
         left = self._outbox.drain(timeout)
         if left:
-            raise SendUnknownError(
-                f"{left} messages to {self.topic} have no answer after {timeout:g} s:"
-                " they may be stored"
-            )
+            raise self._unanswered(left, timeout)
 
     def close(self, timeout: float = 10.0) -> None:
         """Wait for the answers to what was handed over, at most `timeout` seconds, then end.
-        Raises SendUnknownError when some did not come. A second close does nothing."""
+        Raises SendUnknownError when some did not come, ConnectionLostError for what was certainly
+        not sent. A second close does nothing."""
         with self._lock:
-            if self._closed:
+            if isinstance(self._over, ClosedError):
                 return
-            self._closed = True
+            self._over = over = ClosedError(f"this producer to {self.topic} is closed")
         until = time.monotonic() + timeout
-        try:
-            self.flush(timeout)
-        finally:
-            self._sender.close(max(0.0, until - time.monotonic()))
+        left = self._outbox.drain(timeout)
+        with self._lock:
+            self._closed = True
+        failed = self._outbox.end(over)
+        self._outbox.sender.close(max(0.0, until - time.monotonic()))
+        if left > failed:
+            raise self._unanswered(left, timeout)
+        if failed:
+            raise ConnectionLostError(
+                f"{failed} messages to {self.topic} were not sent within {timeout:g} s of closing"
+            )
+
+    def _unanswered(self, count: int, timeout: float) -> AnymqError:
+        return SendUnknownError(
+            f"{count} messages to {self.topic} have no answer after {timeout:g} s:"
+            " they may be stored"
+        )
 
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def __str__(self) -> str:
+        return f"producer to {self.topic}"
 
 
 class _Ticket:
@@ -486,7 +388,9 @@ class _SendMany:
         chunk = self.sent.popleft()
         outcomes = chunk.wait(0.0 if self.broken else self.producer._timeout)
         if outcomes is None:
-            self.broken = True
+            self.producer._outbox.withdraw(chunk.done, self.producer._not_sent())
+            self.broken, outcomes = True, chunk.outcomes
+        if outcomes is None:
             error = SendUnknownError(f"no answer in {self.producer._timeout:g} s: it may be stored")
             outcomes = [SendOutcome(Status.UNKNOWN, error)] * len(chunk.good())
         self._count(chunk.messages, chunk.merge(outcomes))
@@ -501,6 +405,8 @@ class _SendMany:
                 if outcome.error is not None:
                     name = outcome.status.value
                     setattr(report, name, getattr(report, name) + 1)
+                    # Given up while the session was lost: so would be all that follow.
+                    self.broken = self.broken or isinstance(outcome.error, ConnectionLostError)
                     if len(report.failures) < EXAMPLES:
                         report.failures.append((message, outcome))
         if self.on_outcome is not None:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from anymq.errors import LeaseLostError
+from anymq.errors import AnymqError, LeaseLostError
 from anymq.message import REFUSED, Delivery
 from anymq.spi import Receiver, Refusal, Subscription
 
@@ -24,6 +24,7 @@ class Settling:
         self.waiting: deque[Delivery] = deque()
         self.refused = 0  # in all
         self._unconfirmed = 0  # refused since the last confirm()
+        self._owed: AnymqError | None = None  # acks of a lost session that may be undone
         self._receiver = receiver
         self._subscription = subscription
         self._on_refused = on_refused
@@ -55,11 +56,26 @@ class Settling:
         self._receiver.confirm(timeout)
         with self._counting:
             refused, self._unconfirmed = self._unconfirmed, 0
+            owed, self._owed = self._owed, None
+        if owed is not None:
+            raise LeaseLostError(
+                f"settlements of {self._subscription} were on their way when the session was lost:"
+                f" messages may come again: {owed}"
+            ) from owed
         if refused:
             raise LeaseLostError(
                 f"{refused} settlements of {self._subscription} came too late: those messages are"
                 " no longer ours and come again"
             )
+
+    def move(self, receiver: Receiver) -> None:
+        """To the receiver of the next session. What still waits belongs to the last one."""
+        self.flush()
+        try:
+            self._receiver.confirm(0.0)
+        except AnymqError as error:
+            self._owed = error
+        self._receiver = receiver
 
     def report(self, refused: Sequence[Refusal]) -> None:
         """Count, log and tell."""

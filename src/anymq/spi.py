@@ -48,7 +48,7 @@ from anymq.errors import (
 )
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
 from anymq.topics import DEAD, Subscription, Topic
-from anymq.url import Option, Url, one_of, period, seconds, whole
+from anymq.url import Option, Url, flag, one_of, period, seconds, whole
 
 __all__ = [
     "DEAD",
@@ -96,6 +96,7 @@ __all__ = [
     "UnroutableError",
     "UnsupportedError",
     "Url",
+    "flag",
     "one_of",
     "period",
     "seconds",
@@ -144,7 +145,8 @@ class Sender(ABC):
         batch may exceed a native request: split it. A message that cannot be sent is one FAILED
         outcome, and takes no other with it. A timeout, a lost connection, or a refusal after which
         a part may be stored is UNKNOWN, never FAILED. Raising means that nothing was handed over
-        and done is not called. Call done without holding a lock."""
+        and done is not called. Call done without holding a lock; when the session is lost, in the
+        order of the batches."""
 
     @abstractmethod
     def close(self, timeout: float) -> None:
@@ -169,12 +171,13 @@ class Receiver(ABC):
         refused: nothing is the good case.
 
         Waits for the broker's answer where it gives one, else returns when handed over. A log
-        commits what is contiguous. Settling twice, or after the claim ended, is refused with
-        LeaseLostError and never harms the session."""
+        commits what is contiguous. Settling twice, after the claim ended, or a delivery of another
+        receiver, is refused with LeaseLostError and never harms the session."""
 
     def confirm(self, timeout: float) -> None:  # noqa: B027 (an ack that waits needs nothing here)
         """Return once the broker has applied every ack handed over before. Raises LeaseLostError
-        when it can no longer. Nothing to do where ack() itself waits for the answer."""
+        when it can no longer, also after the session is lost; not for acks that were confirmed
+        before. Nothing to do where ack() itself waits for the answer."""
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         """Handling failed: again after `delay` seconds, counted as an attempt. Called where
@@ -209,6 +212,10 @@ class Adapter(ABC):
 
     server: str | None = None
     """What answered, e.g. "RabbitMQ 4.3.6"."""
+
+    lost: AnymqError | None = None
+    """What ended this session and all that is open on it; None while it lasts, and where senders
+    and receivers are lost one by one. Looking costs nothing."""
 
     @abstractmethod
     def capabilities(self, at: Topic | Subscription) -> Capabilities:

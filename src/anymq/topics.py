@@ -58,6 +58,9 @@ class Subscription:
                   open, and nothing is left after it. Nothing has to be provisioned for it.
     broker_limit  the broker's own limit, in deliveries, handled or not: a backstop against
                   handlers that kill their process. None: well above max_attempts.
+    pattern       in place of the one topic, all whose names match, written the broker's way (a glob
+                  such as `orders.*` on Redis); the topic is then only a label. `delivery.native`
+                  tells where a message was sent.
     requires      guarantees without which the application must not start.
     """
 
@@ -71,6 +74,7 @@ class Subscription:
     dead_letter: Topic | bool = field(default=False, kw_only=True)
     broker_limit: int | None = field(default=None, kw_only=True)
     ephemeral: bool = field(default=False, kw_only=True)
+    pattern: str | None = field(default=None, kw_only=True)
     requires: tuple[Guarantee, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
@@ -87,6 +91,11 @@ class Subscription:
             raise ConfigError(
                 f"{self}: max_attempts={self.max_attempts} needs dead_letter=True or a topic;"
                 " without one the message would have to be thrown away"
+            )
+        if self.pattern is not None and (not self.pattern or self.address or self.binding):
+            raise ConfigError(
+                f"{self}: pattern={self.pattern!r}: it is not empty, and stands in place of an"
+                " address or a binding"
             )
         if self.lease is not None and self.lease <= 0:
             raise ConfigError(f"{self}: lease={self.lease}: it must be more than 0 seconds")
@@ -139,7 +148,7 @@ class Subscription:
         return self.broker_limit or max(100, 10 * (self.max_attempts or 1))
 
     def __str__(self) -> str:
-        return self.address or f"{self.topic}/{self.name}"
+        return self.address or f"{self.pattern or self.topic}/{self.name}"
 
 
 def _bad_name(kind: str, name: object) -> str:

@@ -160,6 +160,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def flag(text: str) -> bool:
+    """`true` or `false`."""
+    if text not in ("true", "false"):
+        raise ValueError("write true or false")
+    return text == "true"
+
+
 def one_of(*values: str) -> Callable[[str], str]:
     """One of these words."""
 

@@ -85,6 +85,11 @@ class LocalBroker:
         """False once its main process has ended; a broker given by URL is taken to live."""
         return self._runner.alive()
 
+    def tool(self, name: str) -> list[str]:
+        """The words before the arguments of a program that comes with the server, such as
+        redis-cli: for `subprocess`."""
+        return self._runner.tool(name)
+
     def output(self) -> str:
         """The last lines of its log, for error messages; empty for a broker given by URL."""
         return "\n".join(self._runner.output().splitlines()[-_LOG_LINES:])

@@ -95,5 +95,8 @@ class ContainerRunner:
             return _docker("logs", "--tail", "100", self._name)
         return ""
 
+    def tool(self, name: str) -> list[str]:
+        return ["docker", "exec", "--interactive", self._name, name]
+
     def control(self, argv: Sequence[str]) -> None:
         _docker("exec", self._name, *argv)

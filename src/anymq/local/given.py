@@ -43,5 +43,9 @@ class GivenRunner:
     def output(self) -> str:
         return ""
 
+    def tool(self, name: str) -> list[str]:
+        self.refuse(f"run {name} on")
+        raise AssertionError  # refuse() does not return
+
     def control(self, argv: Sequence[str]) -> None:
         self.refuse(f"run {argv[0]} on")

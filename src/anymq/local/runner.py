@@ -54,6 +54,9 @@ class Runner(Protocol):
     def output(self) -> str:
         """The end of its log, empty where there is none."""
 
+    def tool(self, name: str) -> list[str]:
+        """The words before the arguments of a program that comes with the server."""
+
     def control(self, argv: Sequence[str]) -> None:
         """Run an administration tool that comes with the server."""
 
@@ -140,6 +143,8 @@ class ProcessRunner:
         except OSError:
             return ""
 
+    def tool(self, name: str) -> list[str]:
+        return [*self._prefix, str(Path(self._server.argv[0]).with_name(name))]
+
     def control(self, argv: Sequence[str]) -> None:
-        tool = str(Path(self._server.argv[0]).with_name(argv[0]))
-        run([*self._prefix, tool, *argv[1:]], seconds=30, env=self._server.env)
+        run([*self.tool(argv[0]), *argv[1:]], seconds=30, env=self._server.env)

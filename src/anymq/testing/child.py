@@ -137,7 +137,7 @@ class SessionChild(Child):
     """A session of its own in this process, for a broker that lives here."""
 
     def _open(self, url: str, subscription: Subscription, options: dict[str, Any]) -> None:
-        self._broker = anymq.connect(url)
+        self._broker = anymq.connect(url, reconnect=False)
         self._worker = _Worker(self._broker.consumer(subscription, **options))
 
     def _do(self, command: dict[str, Any]) -> list[dict[str, Any]]:

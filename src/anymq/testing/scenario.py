@@ -132,20 +132,20 @@ class Scenario:
         self._made += [one for one in what if one.address is None]
         self.broker.provision(*what)
 
-    def connect(self) -> Broker:
-        """Another session with the broker, closed at the end."""
-        broker = anymq.connect(self.url)
+    def connect(self, url: str = "", *, reconnect: bool = False, **options: Any) -> Broker:
+        """Another session with the broker, closed at the end. Its loss is the end of it, unless it
+        is to reconnect; `options` are those of anymq.connect()."""
+        broker = anymq.connect(url or self.url, reconnect=reconnect, **options)
         self._brokers.append(broker)
         return broker
 
-    def link(self) -> Link:
-        """Another session, whose connection can be cut and, but in process, stalled."""
+    def link(self, **options: Any) -> Link:
+        """Another session, whose connection can be cut and, but in process, stalled. `options` as
+        for connect()."""
         if self.column.in_process:
-            return Link(self.history, self.connect(), None)
+            return Link(self.history, self.connect(**options), None)
         relay, url = self.relay(self.url)
-        broker = anymq.connect(url)
-        self._brokers.append(broker)
-        return Link(self.history, broker, relay)
+        return Link(self.history, self.connect(url, **options), relay)
 
     def relay(self, url: str) -> tuple[Relay, str]:
         """A way to a URL that counts who connects, and the URL that leads through it."""

@@ -110,7 +110,7 @@ class RecordingProducer:
             answered.set()
 
         self.raw.flush()  # the sender takes one call at a time
-        self.raw._sender.send([Message(body) for body in bodies], done)
+        self.raw._outbox.sender.send([Message(body) for body in bodies], done)
         if not answered.wait(30.0):
             raise TimeoutError("no answer to what was sent in 30 s")
         return outcomes
@@ -124,7 +124,7 @@ class RecordingProducer:
 
     def lose_next_answer(self) -> None:
         """What is sent next reaches the broker, whose answer does not reach us."""
-        sender = self.raw._sender
+        sender = self.raw._outbox.sender
         send = sender.send
 
         def losing(batch: Sequence[Message], done: Done) -> None:
