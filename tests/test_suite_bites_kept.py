@@ -228,7 +228,7 @@ class ChoosesByPattern(MemoryBroker):
                 queues[what.name] = queue
 
     def glob(self, at: Subscription) -> str:
-        return at.binding or getattr(at, "pattern", None) or "nothing"
+        return at.binding or at.pattern or "nothing"
 
     def matches(self, name: str, glob: str) -> bool:
         return fnmatch.fnmatchcase(name, glob)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from anymq.broker import Broker
 from anymq.capabilities import Guarantee
@@ -26,9 +25,8 @@ class Pattern:
 def over_names(tag: str) -> Pattern:
     """All topics whose names match."""
     outside = Topic(f"{tag}-outside")
-    option: dict[str, Any] = {"pattern": f"{tag}-in-*"}
     return Pattern(
-        Subscription(Topic(f"{tag}-any"), "every", **option),
+        Subscription(Topic(f"{tag}-any"), "every", pattern=f"{tag}-in-*"),
         (Topic(f"{tag}-in-one"), Topic(f"{tag}-in-two")),
         outside,
         Subscription(outside, "beside"),
@@ -48,9 +46,7 @@ def over_keys(tag: str) -> Pattern:
 
 def usable(broker: Broker, tag: str) -> Pattern:
     """The kind that the broker has, by its own table; the first where it has none."""
-    kinds = [over_keys(tag)]
-    if "pattern" in {option.name for option in fields(Subscription)}:
-        kinds.insert(0, over_names(tag))
+    kinds = (over_names(tag), over_keys(tag))
 
     def has(pattern: Pattern) -> bool:
         return broker.capabilities(pattern.subscription).has(Guarantee.PATTERN)
