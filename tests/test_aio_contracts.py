@@ -62,7 +62,7 @@ def cells(request: pytest.FixtureRequest) -> Iterator[Cells]:
     wanted = {
         (item.callspec.params["contract"], item.callspec.params["column"])
         for item in request.session.items
-        if hasattr(item, "callspec") and "contract" in item.callspec.params
+        if hasattr(item, "callspec") and {"contract", "column"} <= item.callspec.params.keys()
     }
     futures: Cells = {pair: Future() for pair in PAIRS if pair in wanted}
     with ThreadPoolExecutor(len(COLUMNS)) as pool:
