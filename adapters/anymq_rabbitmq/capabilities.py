@@ -1,7 +1,7 @@
 """What RabbitMQ's queues give through this adapter. Pure data: no connection, no pika.
 
 "seen on" names the server versions on which the fact was observed; the others come from the pages
-named. `tests/test_rabbitmq.py` holds those that can be shown on one machine.
+named. `tests/rabbitmq` holds those that can be shown on one machine.
 """
 
 from __future__ import annotations
