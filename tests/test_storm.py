@@ -25,6 +25,7 @@ KEYS = 10
 YOUNG = 2.5  # seconds: a younger quorum queue may lose what it holds when its node is killed
 PATIENCE = 120.0  # seconds: a broker starts anew, and again, before a send gets through
 STORM = Subscription(Topic("storm"), "work")
+LINE = Subscription(STORM.topic, "line", ordered=True)  # else what comes again may be overtaken
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
@@ -108,8 +109,8 @@ def test_rabbitmq_is_cut_killed_and_restarted_in_a_stream_of_sends_and_acks() ->
         relay, url = relay_to(server.url)
         with anymq.connect(url) as receiving, anymq.connect(url) as sending:
             born = time.monotonic()
-            receiving.provision(STORM)
-            handler = Handler(receiving.consumer(STORM, prefetch=200))
+            receiving.provision(LINE)
+            handler = Handler(receiving.consumer(LINE))
             producer = sending.producer(STORM.topic, on_unknown="resend", timeout=PATIENCE)
             until(lambda: time.monotonic() - born > YOUNG, "a queue that is old enough")
             answered: list[Status] = []
@@ -118,7 +119,7 @@ def test_rabbitmq_is_cut_killed_and_restarted_in_a_stream_of_sends_and_acks() ->
             nemesis.start()
             report = producer.send_many(_numbered(), lambda _, found: answered.append(found.status))
             nemesis.join()
-            until(lambda: len(handler.seen) == MESSAGES, "everything that was sent")
+            until(lambda: len(handler.seen) == MESSAGES, "all that was sent", 4 * PATIENCE)
             handler.consumer.stop()
             handler.thread.join(PATIENCE)
         relay.close()
