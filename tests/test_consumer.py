@@ -276,8 +276,12 @@ def test_what_on_refused_raises_is_told_and_ends_nothing(
     until(lambda: consumer.refused, "the thread that hands it over is refused")
     with pytest.raises(LeaseLostError):  # the refusal itself, once
         consumer.flush()
-    told = [record for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert ["on_refused" in record.getMessage() for record in told] == [True]
+
+    def told() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.levelno == logging.CRITICAL]
+
+    until(told, "it is told")
+    assert ["on_refused" in record.getMessage() for record in told()] == [True]
     world.send(b"another")
     assert [delivery.body for delivery in consumer.receive()] == [b"another"]
     for delivery in others:

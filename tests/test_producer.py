@@ -8,6 +8,7 @@ import textwrap
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 
 import pytest
 
@@ -191,8 +192,39 @@ def test_an_interrupt_in_the_middle_leaves_the_producer_usable() -> None:
     with pytest.raises(KeyboardInterrupt):
         out.send(b"first")
     assert out.send(b"second").status is Status.STORED
-    with pytest.raises(SendUnknownError, match="1 messages"):
-        out.close(0.1)  # nobody knows what became of the first
+    out.close()
+
+
+def test_an_interrupt_answers_those_whose_messages_it_hit() -> None:
+    """Another thread's message is in the batch that the interrupted one was handing over."""
+    handing_over, queued = threading.Event(), threading.Event()
+
+    class Interrupted(PromptSender):
+        def send(self, batch: Sequence[Message], done: Done) -> None:
+            if batch[0].body == b"first":
+                handing_over.set()
+                assert queued.wait(10)
+            elif batch[0].body == b"theirs":
+                raise KeyboardInterrupt
+            super().send(batch, done)
+
+    out = producer(Interrupted())
+    theirs: list[Future[SendOutcome]] = []
+
+    def another() -> None:
+        assert handing_over.wait(10)
+        theirs.append(out.send_soon(Message(b"theirs")))
+        queued.set()
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        out.send(b"first")
+    thread.join(10)
+    with pytest.raises(SendUnknownError, match="interrupted"):
+        theirs[0].result(10)
+    assert out.send(b"after").status is Status.STORED
+    out.close()
 
 
 # send_many

@@ -196,6 +196,8 @@ class RabbitSender(Sender):
                 f"{self._route} refused the message (a full or failing queue); another queue of"
                 " the same exchange may have stored it"
             )
+            assert isinstance(outcome.error, SendUnknownError)
+            outcome.error.lost = False
         pop = self._waiting.pop
         for tag in tags:
             entry = pop(tag, None)

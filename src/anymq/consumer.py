@@ -294,6 +294,7 @@ class Consumer(Reopened):
 
     def ack(self, delivery: Delivery, wait: bool = False) -> None:
         """See Delivery.ack()."""
+        receiver = self._receiver  # before: the next one knows nothing of this ack
         if self._held.pop(delivery, None) is None:
             self._too_late(delivery, wait)
             return
@@ -312,7 +313,7 @@ class Consumer(Reopened):
         if self._waiters:
             self._notify()
         if wait:
-            self._receiver.confirm(30.0)
+            receiver.confirm(30.0)
             self._raise_if_lost(delivery)
 
     def _ack_now(self, alone: Sequence[Delivery] = ()) -> None:
@@ -437,8 +438,13 @@ class Consumer(Reopened):
             self._raise_failure()
         with self._lock:
             self._waiters += 1
-            self._changed.wait_for(lambda: not self._parking, timeout)
+            parked = self._changed.wait_for(lambda: not self._parking, timeout)
             self._waiters -= 1
+        if not parked:
+            raise ConnectionLostError(
+                f"{self._parking} dead letters of {self.subscription} are not stored after"
+                f" {timeout:g} s"
+            )
         self._settling.confirm(max(0.0, until - time.monotonic()))
         with self._lock:
             self._raise_failure()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from anymq.capabilities import Capabilities, Guarantee
 from anymq.errors import AnymqError, ClosedError, ConnectionLostError, LeaseLostError
@@ -59,10 +60,12 @@ class Reopened(Throttled):
             return True
 
     def lose(self, error: AnymqError) -> None:
-        if self._current is None:
+        if self._current is None or self._closed:
             return
         self._current = None
         while not self._away:
+            if self._closed:  # close() has the fetch lock, keeps it, and does the rest
+                return
             self._receiver.stop()
             if self._fetch_lock.acquire(timeout=0.1):
                 self._away = True
@@ -74,11 +77,14 @@ class Reopened(Throttled):
         """Nothing here waits for an answer."""
 
     def reopen(self, adapter: Adapter) -> bool:
+        if self._failure is not None:  # it has ended: nobody would handle what comes
+            return False
         receiver = self._receive_from(adapter)
+        if not self._stopping:
+            self._settling.move(receiver)  # without the lock: it waits, and calls on_refused
         with self._lock:
             late = self._stopping
             if not late:
-                self._settling.move(receiver)
                 self._leases.move(receiver)
                 self._receiver = receiver
                 self._away = False
@@ -114,9 +120,10 @@ class Reopened(Throttled):
 
     def _lose_all(self, which: Callable[[Delivery], bool]) -> None:
         """With the lock held: these are no longer ours."""
-        rest = [delivery for delivery in self._buffer if not which(delivery)]
-        self._buffer.clear()
-        self._buffer.extend(rest)
+        for delivery in list(self._buffer):  # an iteration takes from it without the lock
+            if which(delivery):
+                with suppress(ValueError):
+                    self._buffer.remove(delivery)
         for retry in [held for held in self._retries if which(held)]:
             self._forget_retry(retry)
         for delivery in [held for held in list(self._held) if which(held)]:

@@ -76,7 +76,7 @@ class Throttled(Closing):
             limit = max(0, min(limit, self._max_in_flight - len(self._held)))
         if self._max_bytes is None:
             return limit
-        size, count = sum(len(d.message.body) for d in self._held), 0
+        size, count = sum(len(d.message.body) for d in list(self._held)), 0
         for delivery in itertools.islice(waiting, limit):
             size += len(delivery.message.body)
             if size > self._max_bytes and (count or self._held):
