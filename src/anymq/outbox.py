@@ -361,10 +361,9 @@ class Flight:
 
     def answered(self, outcomes: Sequence[SendOutcome]) -> None:
         box = self.box
-        with box.lock:  # an interrupted one may be answered twice
-            if self.over:
-                return
-            self.over = True
+        if self.over:  # it was interrupted, and is answered twice
+            return
+        self.over = True
         count, size = len(outcomes), self.size
         if box.resend and outcomes.count(STORED) < count:
             kept = self._keep_unknown(outcomes)
