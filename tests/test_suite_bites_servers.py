@@ -40,9 +40,9 @@ def test_a_gap_that_is_not_told(column: Column, monkeypatch: pytest.MonkeyPatch)
     assert run(CONTRACTS["FLW-03"], column).outcome is Outcome.DIFFERS
     tell = Session._tell
 
-    def silent(session: Session, change: ConnectionChange, *about: Any) -> None:
+    def silent(session: Session, change: ConnectionChange, *about: Any, **times: Any) -> None:
         if change is not ConnectionChange.GAP:
-            tell(session, change, *about)
+            tell(session, change, *about, **times)
 
     monkeypatch.setattr(Session, "_tell", silent)
     assert run(CONTRACTS["FLW-03"], column).outcome is Outcome.BROKEN
