@@ -1,17 +1,23 @@
-# make compare | test | check | matrix | docs | clean. Needs Python 3.11 or later and the network;
+# make compare | test | faults | check | matrix | docs | clean. Needs Python 3.11 or later and the network;
 # everything else is put into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := src adapters contract_tests tests docs
 
-.PHONY: compare test check matrix docs clean
+.PHONY: compare test faults check matrix docs clean
 
 compare: .venv/stamp
 	$(BIN)/anymq compare
 
+# Tests mostly wait, so that three share two processors well; a file's broker serves all its tests.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile tests
+	$(BIN)/pytest contract_tests
+
+# At full length: 100,000 messages and 20 faults, brokers paused for 30 s, a minute of crashes.
+faults: .venv/stamp
+	ANYMQ_FAULTS=long $(BIN)/pytest -v --durations=0 tests/test_storm.py contract_tests/faults.py
 
 check: .venv/stamp
 	$(BIN)/ruff check

@@ -214,8 +214,8 @@ def a_long_handler_keeps_its_message(s: Scenario) -> None:
         finish.wait(s.patience + 5 * LEASE)
         taken.ack()
 
+    sent = s.producer().send(5)  # before: one fetch brings them all
     slow = s.consumer(prefetch=5).start(handler)
-    sent = s.producer().send(5)
     s.wait_for(lambda: bool(slow.taken), "the handler has begun")
     other = s.consumer()
     strayed = other.watch(3 * LEASE)

@@ -1,17 +1,19 @@
-"""Concurrency: producers and consumers may be shared between threads, and do not disturb others."""
+"""Concurrency: producers and consumers may be shared between threads, and do not disturb others;
+asyncio does what threads do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from anymq import Guarantee
+from anymq import AnymqError, Broker, Guarantee, Message
 from anymq.testing.contract import UNIVERSAL, contract
-from anymq.testing.receiving import Taken, ids
+from anymq.testing.receiving import HandlerError, Taken, ids
 from anymq.testing.scenario import Scenario
 from anymq.testing.sending import RecordingProducer
 
 THREADS = 8
+CANCELLED = 1000
 OUTCOMES = ("stored", "passed")
 
 
@@ -83,3 +85,105 @@ def settling_from_other_threads(s: Scenario) -> None:
 def _each(settle: Callable[[Taken], None], deliveries: list[Taken]) -> None:
     for taken in deliveries:
         settle(taken)
+
+
+@contract("CON-03", UNIVERSAL, provision=False)
+def both_fronts_agree(s: Scenario) -> None:
+    """asyncio does what threads do: the same outcomes, deliveries, attempts, errors; also mixed."""
+    expected, found = _program(s, s.broker), _program(s, s.connect_aio())
+    for step, told in expected.items():
+        s.note(f"{step}: {told}")
+        s.expect(found[step] == told, f"{step}: {told}, not {found[step]}")
+    s.exercised("steps", len(expected), 12)
+    for sender, receiver in ((s.broker, s.connect_aio()), (s.connect_aio(), s.broker)):
+        across = s.new_subscription("work", s.new_topic())
+        s.provision(across.topic, across)
+        consumer = s.consumer(across, broker=receiver)
+        sent = s.producer(across.topic, broker=sender).send(5, keys=("a", "b"), headers={"h": "1"})
+        got = consumer.drain(sent)
+        s.judge("lost", "duplicate", "unexplained", where=[across], at_least=5)
+        s.expect(sorted(ids(got)) == sorted(ids(sent)), "sent here, received there", sent)
+
+
+def _program(s: Scenario, broker: Broker) -> dict[str, object]:
+    """What a program sees that uses everything once."""
+    work = s.new_subscription("work", s.new_topic())
+    s.provision(work.topic, work)
+    consumer = s.consumer(work, broker=broker)
+    producer = s.producer(work.topic, broker=broker)
+    sent, (bad,) = producer.messages(4, keys=("k",)), producer.messages(1, headers={"": "no name"})
+    told: dict[str, object] = {
+        "receive nothing": consumer.receive(wait=0),
+        "send": producer.send_one(sent[0]),
+        "send what is wrong": _end(partial(producer.raw.send, bad)),
+        "send a str": _end(partial(producer.raw.send, "text")),  # type: ignore[arg-type]
+        "send with a delay below zero": _end(partial(producer.raw.send, b"", delay=-1.0)),
+        "send what is no JSON": _end(partial(producer.raw.send_json, {1, 2})),
+        "hand over what is wrong": _end(partial(producer.raw.send_soon, bad)),
+        "hand over": producer.send_soon(sent[1]).result(s.patience),
+        "send many": str(producer.send_many([sent[2], bad, sent[3]])),
+    }
+    first = consumer.take(4)
+    told["received"] = [(taken.key, taken.attempt) for taken in first]
+    told["nack"] = _end(first[0].nack)
+    told["dead letter without a target"] = _end(partial(first[1].dead_letter, "no reason"))
+    told["raise in a with block"] = _end(partial(_raise_in, first[2]))
+    told["leave a with block"] = _end(partial(first[3].__exit__, None, None, None))
+    back = 2 if s.usable(Guarantee.NACK) else 0
+    again = consumer.take(max(1, back), s.patience if back else 0.2)
+    told["again"] = [taken.attempt for taken in again]
+    for taken in (first[1], *again):
+        taken.ack()
+    told["ack twice"] = [_end(taken.ack) for taken in first]
+    told["flush"] = _end(consumer.flush)
+    consumer.close()
+    producer.close()
+    told["use after close"] = [
+        _end(partial(producer.raw.send, b"late")),
+        _end(partial(consumer.raw.receive, wait=0)),
+        _end(partial(list, consumer.raw)),
+    ]
+    return told
+
+
+def _end(call: Callable[[], object]) -> str:
+    """How a call ends."""
+    try:
+        call()
+    except (AnymqError, HandlerError) as error:
+        return type(error).__name__
+    return "done"
+
+
+def _raise_in(taken: Taken) -> None:
+    with taken:
+        raise HandlerError("on purpose")
+
+
+@contract("CON-04", UNIVERSAL)
+def a_cancelled_receive(s: Scenario) -> None:
+    """Of 1,000 receive() that are cancelled under load none has taken anything along."""
+    consumer = s.consumer(broker=s.connect_aio(), prefetch=50)
+    producer = s.producer()
+    sent = producer.messages(CANCELLED)
+    sending = s.begin(partial(_send_in_small_batches, producer, sent))
+    cancelled, got = 0, set[str]()
+    turn = 0
+    while cancelled < CANCELLED or (not sending.done() and turn < 50 * CANCELLED):
+        turn += 1
+        taken = consumer.receive_or_cancel(20, turn % 4)
+        if taken is None:
+            cancelled += 1
+            taken = consumer.receive(20, 0.001) if cancelled % 100 == 0 else []
+        for each in taken:
+            each.ack()
+        got.update(ids(taken))
+    sending.result()
+    consumer.drain([message for message in sent if message.id not in got])
+    s.exercised("cancelled receives", cancelled, CANCELLED)
+    s.judge("lost", "duplicate", "unexplained", at_least=len(sent))
+
+
+def _send_in_small_batches(producer: RecordingProducer, messages: list[Message]) -> None:
+    for start in range(0, len(messages), 10):
+        producer.send_many(messages[start : start + 10])

@@ -1,11 +1,19 @@
-"""Fan-out and competing: every subscription gets its copy, its consumers share it. Replay."""
+"""Fan-out and competing: every subscription gets its copy, its consumers share it."""
 
 from __future__ import annotations
 
-from anymq import Guarantee, Status
+import time
+from threading import Event
+
+from anymq import Guarantee, Message, Status
+from anymq.capabilities import PROMISED, Fact
+from anymq.testing import patterns
 from anymq.testing.contract import contract
-from anymq.testing.receiving import ids
+from anymq.testing.history import Kind
+from anymq.testing.receiving import RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
+
+CROWD = 5  # hundreds of messages may take so many times the patience
 
 
 @contract("FAN-01", Guarantee.FAN_OUT)
@@ -75,6 +83,43 @@ def _nothing_is_left(s: Scenario) -> None:
     s.expect(gone, "when it is closed there is nobody to send to", *s.history.events[-4:])
 
 
+@contract("FAN-04", Guarantee.ORDER_COMPETING, subscription={"ordered": True})
+def an_idle_one_takes_over(s: Scenario) -> None:
+    """With more consumers than keys some are idle; when one is killed an idle one takes over."""
+    child = s.child(prefetch=5)
+    sent = s.producer().send(20, keys=["one"])
+    held = child.take(1)
+    s.exercised("held by the one that works", len(held))
+    idle = [s.consumer(broker=s.connect(), prefetch=5) for _ in range(2)]
+    for one in idle:
+        early = one.watch(0.3)
+        s.expect(not early, "while one handles the key the others get nothing of it", held, early)
+    child.kill()
+    got = _take_turns(idle, sent, s.patience if _ordered(s) else 0.5)
+    s.expect(ids(got) == ids(sent), "one takes over with what was held, and then the rest", sent)
+    s.judge("lost", "inversion", "concurrent", "overtaking", "after_ack", at_least=21)
+
+
+def _ordered(s: Scenario) -> bool:
+    return s.declared(Guarantee.ORDER_COMPETING).level in PROMISED
+
+
+def _take_turns(
+    consumers: list[RecordingConsumer], sent: list[Message], within: float
+) -> list[Taken]:
+    """All that one or the other gets until everything has come; acked."""
+    missing, got = set(ids(sent)), []
+    until = time.monotonic() + within
+    while missing and time.monotonic() < until:
+        for consumer in consumers:
+            for taken in consumer.receive(5, 0.1):
+                taken.ack()
+                missing.discard(str(taken.id))
+                got.append(taken)
+                until = time.monotonic() + within
+    return got
+
+
 @contract("FAN-05", Guarantee.COMPETING)
 def a_slow_consumer(s: Scenario) -> None:
     """A consumer that stands still keeps no more than its prefetch from the others."""
@@ -95,17 +140,97 @@ def a_slow_consumer(s: Scenario) -> None:
     s.judge("lost", "redelivered", at_least=60)
 
 
-@contract("RPL-01", Guarantee.REPLAY)
-def a_later_group_reads_what_was_before(s: Scenario) -> None:
-    """A subscription that is made later gets what was sent, and handled, before it existed."""
-    first = s.consumer()
-    sent = s.producer().send(10)
-    first.drain(sent)
-    later = s.new_subscription("later")
-    s.provision(later)
-    consumer = s.consumer(later)
-    marker = s.producer().send()
-    consumer.drain(marker)  # it works, and what was kept for it would be here
-    missing = [message for message in sent if message.id not in ids(consumer.taken)]
-    s.expect(not missing, f"all 10 come to it: {len(missing)} did not", missing)
-    s.judge("redelivered", where=[s.subscription, later], at_least=11)
+@contract("FAN-06", Guarantee.COMPETING)
+def consumers_come_and_go(s: Scenario) -> None:
+    """Consumers join, leave and crash: nothing is lost, only what they held comes again."""
+    producer = s.producer()
+    sent = producer.messages(200)
+    stays = s.consumer(prefetch=5).start(_at_leisure)
+    producer.send_many(sent[:50])
+    held = 0
+    for number in range(3):
+        joins, child = s.consumer(broker=s.connect(), prefetch=5), s.child(prefetch=5)
+        producer.send_many(sent[50 + 40 * number : 90 + 40 * number])
+        handled, *rest = joins.take(3, _patience(s))
+        handled.ack()
+        first, *others = child.take(3, _patience(s))
+        child.ack([first])
+        held += len(rest) + len(others)
+        joins.close()
+        child.kill()
+    producer.send_many(sent[170:])
+    everything = {message.id for message in sent}
+    s.until(lambda: {e.id for e in s.history.of(Kind.ACK)} >= everything, CROWD * s.patience)
+    stays.close()
+    found = s.judge("lost", "after_ack", "unexplained", at_least=200)
+    again = found.count("redelivered")
+    s.exercised("held by those that left", held, 6)
+    s.expect(again <= held, f"at most the {held} that they held come again, not {again}", sent)
+
+
+def _at_leisure(taken: Taken) -> None:
+    """So that there is something left for those who join."""
+    time.sleep(0.003)
+    taken.ack()
+
+
+def _patience(s: Scenario) -> float:
+    """How long to wait for what comes only where consumers share."""
+    return s.patience if s.promised(Guarantee.COMPETING) else 0.5
+
+
+def by_pattern(s: Scenario) -> Fact:
+    """What is declared of a subscription that asks for one."""
+    at = patterns.usable(s.broker, s.topic.name).subscription
+    return s.capabilities(at).fact(Guarantee.PATTERN)
+
+
+@contract("FAN-07", Guarantee.PATTERN, provision=False, judged_by=by_pattern)
+def a_pattern_chooses(s: Scenario) -> None:
+    """A subscription by pattern gets all that is sent where the pattern matches, and only that."""
+    pattern = patterns.usable(s.broker, s.topic.name)
+    s.provision(*pattern.inside, pattern.outside, pattern.beside, pattern.subscription)
+    every, beside = s.consumer(pattern.subscription), s.consumer(pattern.beside)
+    sent: list[Message] = []
+    for number in range(10):
+        for topic in pattern.inside:
+            sent += s.producer(topic).send(1, id=f"{topic}-{number}")
+    outside = s.producer(pattern.outside).send(10)
+    got, others = every.drain(sent), beside.drain(outside)
+    s.exercised("messages that it got", len(got), 1)
+    s.expect(sorted(ids(got)) == sorted(ids(sent)), "it gets these, once, and nothing else", got)
+    s.expect(ids(others) == ids(outside), "who subscribes to one alone gets only that", others)
+    for topic in pattern.inside:
+        order = [name for name in ids(got) if name.startswith(f"{topic}-")]
+        s.expect(order == sorted(order), f"those of one topic come in their order: {order}", got)
+
+
+@contract("FAN-08", Guarantee.FAN_OUT)
+def a_slow_group_holds_up_nobody(s: Scenario) -> None:
+    """While one subscription stands still, another of the topic gets everything; then the first."""
+    fast = s.new_subscription("fast")
+    s.provision(fast)
+    go_on = Event()
+
+    def wait(taken: Taken) -> None:
+        go_on.wait(60.0)
+        taken.ack()
+
+    slow = s.consumer(prefetch=5).start(wait)
+    quick = s.consumer(fast, broker=s.connect())
+    producer = s.producer()
+    sent = producer.messages(300, body=b"x" * 10_000)
+    report = producer.send_many(sent)
+    try:
+        s.expect(report.failed + report.unknown == 0, f"all are taken: {report}", sent)
+        s.until(lambda: bool(slow.taken))
+        got = quick.drain(sent, within=CROWD * s.patience)
+        s.expect(len(got) == len(sent), f"the fast one gets all, not {len(got)}", sent)
+        handled = len(slow.taken)
+        s.expect(handled <= 5, f"the slow one stands still meanwhile: it has {handled}", slow.taken)
+        s.exercised("held by the slow one", handled)
+    finally:
+        go_on.set()
+    s.until(lambda: len(slow.taken) >= len(sent), CROWD * s.patience)
+    slow.close()
+    s.judge("lost", "redelivered", where=[s.subscription, fast], at_least=600)

@@ -217,3 +217,6 @@ def _close_while_blocked(
         error = one.exception(0)
         nothing = isinstance(error, ClosedError) if error else not one.result(0)
         s.expect(nothing, f"they get nothing, or ClosedError: {error!r}")
+    if blocked[-1].done():
+        error = blocked[-1].exception(0)
+        s.expect(error is None, f"an iteration just ends: {error!r}")

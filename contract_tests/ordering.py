@@ -6,12 +6,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import anymq
-from anymq import Guarantee, Message, Subscription
+from anymq import Guarantee, Message, SendOutcome, Status, Subscription
 from anymq.capabilities import PROMISED, Fact, Level, Scope
-from anymq.errors import PlannedError, RequirementError, UnsupportedError
+from anymq.errors import (
+    AnymqError,
+    PlannedError,
+    RequirementError,
+    SendUnknownError,
+    UnsupportedError,
+)
 from anymq.testing.contract import UNIVERSAL, contract
 from anymq.testing.history import Kind
 from anymq.testing.receiving import RecordingConsumer, Taken, ids
@@ -170,6 +177,44 @@ def _works(s: Scenario, wanted: Subscription) -> None:
     taken = consumer.drain(sent)
     s.expect(ids(taken) == ids(sent), "ordered=True works: all in order", sent)
     s.judge("lost", where=[wanted])
+
+
+@contract("ORD-07", Guarantee.SEND_ORDER_ON_FAILURE)
+def nothing_passes_a_failed_send(s: Scenario) -> None:
+    """When a send fails, later ones of its key fail too, until a producer begins anew with it."""
+    first, producer = s.consumer(), s.producer()
+    stored = producer.send(5, keys=["a"])
+    first.drain(stored)
+    first.close()
+    s.broker.remove(s.subscription)  # the topic now leads nowhere, or to nobody
+    failed = producer.messages(5, keys=["a"])
+    refused = [_outcome(producer.send_soon(message)) for message in failed]
+    s.exercised("sends that failed", refused.count(Status.FAILED), 5)
+    s.provision()
+    consumer = s.consumer()
+    behind = producer.messages(5, keys=["a"])
+    answers = [producer.send_soon(message) for message in behind]
+    beside = producer.send(5, keys=["b"])  # of a key that has lost nothing
+    passed = [m for m, answer in zip(behind, answers, strict=True) if _is_taken(answer)]
+    s.expect(not passed, f"none passes those that failed: {len(passed)} of 5 did", failed, passed)
+    again = s.producer()
+    for message in failed + behind:
+        again.send_one(message)
+    got = consumer.drain(failed + behind + beside)
+    order = [taken for taken in got if taken.key == "a"]
+    s.expect(ids(order) == ids(failed + behind), "sent anew they come in order", failed, behind)
+    s.judge(at_least=20)
+
+
+def _outcome(answer: Future[SendOutcome]) -> Status:
+    try:
+        return answer.result(30.0).status
+    except AnymqError as error:
+        return Status.UNKNOWN if isinstance(error, SendUnknownError) else Status.FAILED
+
+
+def _is_taken(answer: Future[SendOutcome]) -> bool:
+    return _outcome(answer) in (Status.STORED, Status.PASSED)
 
 
 def inversions(sent: Sequence[Message], taken: Iterable[Taken]) -> tuple[list[Taken], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -272,7 +273,41 @@ def what_is_beside_the_body(s: Scenario) -> None:
     letters = s.letters()
     _arrived(s, sent, letters.take(len(sent)), "as a letter")
     letters.close()
-    s.broker.redrive(s.subscription, timeout=s.patience)
+    s.broker.redrive(s.subscription, limit=len(sent), timeout=s.patience)
+    _arrived(s, sent, consumer.drain(sent), "redriven")
+
+
+TRACE = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+    "baggage": "userId=Am%C3%A9lie,serverNode=DF%2028",
+}
+EVENT = {"id": "e-1", "source": "/shop", "type": "order.placed", "specversion": "1.0"}
+PREFIXES = ("ce_", "ce-", "cloudEvents_", "cloudEvents:")  # one for each binding that there is
+STRUCTURED = "application/cloudevents+json"
+
+
+@contract("PAY-12", Guarantee.HEADERS, wish={"dead_letter": True, "max_attempts": 1})
+def what_others_put_in_headers(s: Scenario) -> None:
+    """Trace context and CloudEvents keep their names, also in a letter and when it is redriven."""
+    consumer, producer = s.consumer(), s.producer()
+    sent = producer.send(1, headers=TRACE)
+    for prefix in PREFIXES:
+        event = {prefix + name: value for name, value in EVENT.items()}
+        headers, kind = {**event, **TRACE}, "application/json"
+        sent += producer.send(1, body=b'{"order":1}', headers=headers, content_type=kind)
+    body = json.dumps({**EVENT, "data": {"order": 1}}).encode()
+    sent += producer.send(1, body=body, content_type=STRUCTURED, headers=TRACE)
+    taken = consumer.take(len(sent))
+    _arrived(s, sent, taken, "as it was sent")
+    if not s.subscription.dead_letter:
+        return
+    for each in taken:
+        each.nack(error=HandlerError("on purpose"))
+    letters = s.letters()
+    _arrived(s, sent, letters.take(len(sent)), "as a letter")
+    letters.close()
+    s.broker.redrive(s.subscription, limit=len(sent), timeout=s.patience)
     _arrived(s, sent, consumer.drain(sent), "redriven")
 
 

@@ -1,7 +1,9 @@
 """Write what documentation takes from the capability tables: `python docs/generate.py`.
 
 - docs/rabbitmq-versions.md: what RabbitMQ's versions give differently;
-- the table of guarantees in each adapter's README, between its two marks.
+- the table of guarantees in each adapter's README, between its two marks;
+- docs/contracts.md: the contracts that are built, between its two marks; what is built is taken
+  out of the list of those that are not.
 
 With `--check` nothing is written; the status is 1 when something is out of date.
 """
@@ -17,6 +19,7 @@ from typing import Any
 from anymq import Subscription, Topic, local, registry
 from anymq.capabilities import Capabilities, Fact, Guarantee, Limits, Scope
 from anymq.spi import DEAD, Backend
+from anymq.testing.contract import load
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- capabilities: python docs/generate.py -->", "<!-- /capabilities -->"
@@ -66,6 +69,8 @@ def main(*words: str) -> int:
 def pages() -> dict[Path, str]:
     """Every file that is generated, in part or as a whole, as it must be."""
     found = {ROOT / "docs" / "rabbitmq-versions.md": versions("rabbitmq")}
+    contracts = ROOT / "docs" / "contracts.md"
+    found[contracts] = catalogue(contracts.read_text("utf-8"))
     for readme in sorted(ROOT.glob("adapters/*/README.md")):
         before, begin, rest = readme.read_text("utf-8").partition(BEGIN)
         _, end, after = rest.partition(END)
@@ -155,6 +160,29 @@ def _reasons(facts: Mapping[str, Mapping[str, Fact]]) -> str:
 
 def _why(fact: Fact) -> str:
     return f"{fact.reason} (cost: {fact.cost})" if fact.cost else fact.reason
+
+
+# the contracts
+
+BUILT = "<!-- contracts: python docs/generate.py -->", "<!-- /contracts -->"
+
+
+def catalogue(page: str) -> str:
+    """The page of contracts with what is built now."""
+    built = load()
+    begin, end = BUILT
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    rows = [_row("id", "what must be true", "judged by", "where")]
+    rows.append("|---" * 4 + "|")
+    for one in built:
+        guarantee = f"`{one.guarantee.value}`" if one.guarantee else "holds everywhere"
+        code = one.case.__code__
+        where = f"`contract_tests/{Path(code.co_filename).name}::{one.case.__name__}`"
+        rows.append(_row(one.id, one.title, guarantee, where))
+    ids = {one.id for one in built}
+    left = [line for line in after.splitlines(True) if line[2:8] not in ids]
+    return f"{before}{begin}\n" + "\n".join(rows) + f"\n{end}{''.join(left)}"
 
 
 # what changed between versions

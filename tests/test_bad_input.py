@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import re
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import asdict
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
@@ -403,3 +407,22 @@ def test_options_that_redis_cannot_keep(
         ):
             with says(UnsupportedError, "some-topic/work", "Redis pub/sub", *words):
                 use()
+
+
+def test_the_headers_of_a_message_without_any_belong_to_nobody() -> None:
+    """All such messages share them: one that writes would write into all."""
+    message, headers = Message(b"x"), cast(dict[str, str], Message(b"x").headers)
+    for change in (
+        lambda: headers.__setitem__("a", "b"),
+        lambda: headers.update(a="b"),
+        lambda: headers.setdefault("a", "b"),
+        lambda: headers.__ior__({"a": "b"}),
+    ):
+        with pytest.raises(TypeError, match="in place"):
+            change()
+    assert message.headers == {}
+    assert json.dumps(message.headers) == "{}"
+    for same in (pickle.loads(pickle.dumps(message)), copy.deepcopy(message)):
+        assert same == message
+    assert asdict(message)["headers"] == {}
+    assert {**message.headers, "a": "b"} == {"a": "b"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,16 +10,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from anymq.capabilities import Fact, Level
-from anymq.cli import markdown, matrix, run, screen
+from anymq.cli import html, markdown, matrix, run, screen
 from anymq.cli.app import app
 from anymq.cli.progress import Watch
+from anymq.cli.timeline import Timeline
 from anymq.errors import ConfigError
 from anymq.testing import contract as contracts
 from anymq.testing.columns import Column, Source, parse
@@ -223,21 +227,69 @@ def test_explain_of_what_is_not_there(words: list[str], says: str) -> None:
     assert says in result.stderr
 
 
-def test_a_timeline_with_many_actors_and_a_fault_stays_narrow(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from anymq.cli.explain import timeline
-
-    events = [
-        Event(Kind.RECEIVED, n / 10, f"c{n}", "t/work", f"id-{n}", attempt=1) for n in range(6)
+def a_bad_day() -> list[Event]:
+    """Two consumers, and all that can happen to them."""
+    said = "SendUnknownError: no answer within 1 s; it may have been stored, nobody can tell"
+    return [
+        Event(Kind.SEND, 0.1, "p1", "t", "x1"),
+        Event(Kind.STORED, 0.1, "p1", "t", "x1"),
+        Event(Kind.RECEIVED, 0.2, "c1", "t/work", "x1", attempt=1),
+        Event(Kind.FAULT, 0.3, text="pause"),
+        Event(Kind.SEND, 0.4, "p1", "t", "x2"),
+        Event(Kind.UNKNOWN, 1.4, "p1", "t", "x2", text=said),
+        Event(Kind.FAULT, 2.0, text="resume"),
+        Event(Kind.FAULT, 2.1, text="the connection is cut"),
+        Event(Kind.CRASH, 2.2, "c1", "t/work"),
+        Event(Kind.RECEIVED, 2.3, "c2", "t/work", "x1", attempt=2),
+        Event(Kind.FAULT, 2.4, text="kill"),
+        Event(Kind.NOTE, 2.5, text="nobody answers"),
+        Event(Kind.FAULT, 2.6, text="restart"),
+        Event(Kind.ACK, 2.7, "c2", "t/work", "x1"),
     ]
-    events.append(Event(Kind.FAULT, 0.7, text="kill"))
-    events.append(Event(Kind.CRASH, 0.8, "k9"))
-    screen.out.print(timeline("What happened", events))
-    shown = capsys.readouterr().out
-    assert "broker: kill" in shown
-    assert "dies with all it holds" in shown
-    assert max(map(len, shown.splitlines())) <= 100
+
+
+def drawn(events: list[Event], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
+    console.print(Timeline("What happened", events))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_timeline_draws_faults_across_and_deliveries_as_spans(width: int) -> None:
+    lines = drawn(a_bad_day(), width)
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in "".join(lines)
+    for fault in ("pause", "resume", "the connection is cut", "kill", "restart"):
+        (across,) = [line for line in lines if f"broker: {fault} " in line]
+        assert across.endswith("━" * 9)
+    taken, died = ("".join(lines).index(text) for text in ("receives m1", "dies with all"))
+    span = "".join(lines)[taken:died]
+    assert span.count("│") >= 2  # also beside what others do
+    (end,) = [line for line in lines if "dies with all" in line]
+    assert "╳" in end
+    paused = lines[next(n for n, line in enumerate(lines) if "broker: pause" in line) + 1 :]
+    while_paused = paused[: next(n for n, line in enumerate(paused) if "resume" in line)]
+    assert while_paused
+    assert all(line[8] == "┃" for line in while_paused)
+    (noted,) = [line for line in lines if "nobody answers" in line]
+    assert noted[8] == "┃"
+    (acked,) = [line for line in lines if "acks m1" in line]
+    assert "└" in acked
+    assert "┃" not in acked
+
+
+def test_lanes_where_there_is_room_and_lines_side_by_side_where_not() -> None:
+    assert "c2 consumer" in drawn(a_bad_day(), 120)[1]
+    assert "c2 consumer" not in drawn(a_bad_day(), 60)[1]
+    events = [
+        Event(Kind.RECEIVED, n / 10, f"c{n}", "t/work", f"id-{n}", attempt=1) for n in range(20)
+    ]
+    assert max(map(len, drawn(events, 80))) <= 80
+
+
+def test_a_timeline_of_nothing_is_its_title() -> None:
+    assert len(drawn([Event(Kind.NOTE, 0.1, text="alone")], 80)) == 3
 
 
 # the screen
@@ -284,6 +336,120 @@ def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> N
     screen.out.print(judgement(found.contracts[5], found.columns[0], cell))
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("it is [::1] or [red]h[/], else [/jobs]") >= 5
+
+
+def as_it_should_be() -> Matrix:
+    """Two families, of which one has a difference."""
+    found = every_outcome()
+    order = [Contract(f"ORD-0{n}", "Kept in order", None, lambda s: None) for n in (1, 2)]
+    found.contracts = [*found.contracts[:3], *order]
+    for row in order:
+        for column in found.columns:
+            cell = Cell(row.id, column.name, "native", Outcome.HOLDS, seconds=2.5)
+            found.cells[row.id, column.name] = cell
+    return found
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_family_is_one_line_where_all_is_as_promised(
+    fold: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix.show(as_it_should_be(), screen.out(), fold)
+    table = capsys.readouterr().out.partition("Where they differ")[0]
+    (family,) = [line for line in table.splitlines() if line.startswith("ORD  ")]
+    assert "Order  2 in 5 s" in family
+    assert family.count("✔2") == 3
+    (delivery,) = [line for line in table.splitlines() if line.startswith("DEL  ")]
+    assert delivery.count("✔1 +1 ≠1") == 3
+    assert ("ORD-01" in table) is not fold
+    assert ("DEL-00" in table) is not fold  # holds
+    assert "DEL-02" in table  # differs
+    assert ("--unfold" in table) is fold
+
+
+def test_a_broker_that_differs_in_a_whole_family_needs_no_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = as_it_should_be()
+    for row in ("ORD-01", "ORD-02"):
+        found.cells[row, "one"].outcome = Outcome.DIFFERS
+    matrix.show(found, screen.out(), True)
+    table = capsys.readouterr().out.partition("Where they differ")[0]
+    assert "ORD-01" not in table
+    found.cells["ORD-02", "two"].outcome = Outcome.NOT_RUN
+    matrix.show(found, screen.out(), True)
+    table = capsys.readouterr().out.partition("Where they differ")[0]
+    assert "ORD-01" not in table
+    assert "ORD-02" in table
+
+
+def test_families_are_folded_unless_contracts_are_named(
+    broken_contract: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = run.choose
+    monkeypatch.setattr(run, "choose", lambda _: everything(["DEL-01", broken_contract]))
+    assert "DEL-01" not in anymq("compare", *MEMORY).stdout
+    assert broken_contract in anymq("compare", *MEMORY).stdout
+    assert "DEL-01" in anymq("compare", *MEMORY, "--unfold").stdout
+
+
+def test_the_matrix_as_a_page_of_its_own() -> None:
+    found = as_it_should_be()
+    for cell in found.cells.values():
+        cell.detail = "<script>alert('&')</script>"
+        cell.witness = [Event(Kind.SEND, 0.5, "p1", "t", "x1")]
+    page = html.render(found)
+    parser = Elements(page)
+    assert parser.count("details", "class", "family") == 2
+    assert parser.count("details", "open", None) == 0
+    assert parser.count("details", "class", "row") == 1
+    assert parser.count("details", "class", "row same") == 4  # as promised everywhere
+    assert not parser.used & {"script", "link", "img", "iframe"}
+    assert "http" not in page
+    assert "&lt;script&gt;alert(" in page
+    assert "sends m1" in page
+    for text in ("Thing 1.0", "5.0 s", "DEL-02", "as declared, and seen to"):
+        assert text in page
+
+
+def test_a_family_with_a_fault_is_unfolded_on_the_page() -> None:
+    assert Elements(html.render(every_outcome())).count("details", "open", None) == 1
+
+
+class Elements(HTMLParser):
+    """What a page is made of; every element is closed by its own."""
+
+    void = frozenset({"meta", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        assert self.open == []
+
+    @property
+    def used(self) -> set[str]:
+        return {tag for tag, _ in self.found}
+
+    def count(self, tag: str, attribute: str, value: str | None) -> int:
+        return sum(t == tag and a.get(attribute, "-") == value for t, a in self.found)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.html"
+    assert anymq("compare", *MEMORY, "--only", "DEL-01", "--html", str(path)).exit_code == 0
+    assert "DEL-01" in path.read_text("utf-8")
+    wrong = anymq("compare", *MEMORY, "--only", "DEL-01", "--html", "no/such/folder/x.html")
+    assert wrong.exit_code == 2
 
 
 def test_the_matrix_as_markdown(tmp_path: Path) -> None:

@@ -261,23 +261,32 @@ def test_a_with_block_tells_that_its_delivery_was_lost(world: World) -> None:
     assert consumer.refused == 1
 
 
-def test_what_on_refused_raises_surfaces(world: World) -> None:
+def test_what_on_refused_raises_is_told_and_ends_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.send(*numbered(3))
 
     def on_refused(refused: Sequence[Refusal]) -> None:
         raise ZeroDivisionError("on purpose")
 
     consumer = world.consumer(on_refused=on_refused)
-    first, *_ = consumer.receive()
+    first, *others = consumer.receive()
     spy(consumer).queue.leased.pop(first.handle)
     first.ack()
-    until(lambda: consumer._failure, "the thread that hands it over fails")
-    with pytest.raises(ZeroDivisionError):
-        consumer.receive(wait=0)
+    until(lambda: consumer.refused, "the thread that hands it over is refused")
     with pytest.raises(LeaseLostError):  # the refusal itself, once
         consumer.flush()
-    with pytest.raises(ZeroDivisionError):
-        consumer.flush()
+
+    def told() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.levelno == logging.CRITICAL]
+
+    until(told, "it is told")
+    assert ["on_refused" in record.getMessage() for record in told()] == [True]
+    world.send(b"another")
+    assert [delivery.body for delivery in consumer.receive()] == [b"another"]
+    for delivery in others:
+        delivery.ack()
+    consumer.flush()
 
 
 # with delivery:

@@ -170,6 +170,43 @@ def test_pika_acks_and_rejects_what_anymq_wrote(
     assert channel.basic_get(work.queue_name) == (None, None, None)
 
 
+# What the rest of the world calls these headers, at each broker: CloudEvents' bindings (the one
+# for AMQP, whose prefix is also JMS-safe; that for AMQP 0-9-1 does not exist), W3C's trace context.
+EVENT = {"id": "e-1", "source": "/shop", "type": "order.placed", "specversion": "1.0"}
+TRACE = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+    "baggage": "userId=Am%C3%A9lie,serverNode=DF%2028",
+}
+AMQP_EVENT = {f"cloudEvents_{name}": value for name, value in EVENT.items()}
+
+
+def test_a_cloud_event_keeps_its_native_names_through_dead_letters_and_redrive(
+    broker: anymq.Broker, work: Subscription, channel: Any
+) -> None:
+    """Written by pika, died and redriven by anymq, read by pika: binary mode, trace beside it."""
+    table = {**AMQP_EVENT, **TRACE}
+    properties = pika.BasicProperties(content_type="application/json", headers=table)
+    channel.basic_publish(work.topic.name, "", b'{"order":1}', properties)
+    with broker.consumer(work) as consumer:
+        (delivery,) = take(consumer)
+        assert delivery.message.headers == table
+        assert delivery.message.content_type == "application/json"
+        delivery.dead_letter("on purpose")
+        consumer.flush(DEADLINE)
+    letter, body = get(channel, work.dead_letters.queue_name)
+    assert (own(letter.headers) | table, letter.content_type) == (
+        own(letter.headers),
+        "application/json",
+    )
+    assert body == b'{"order":1}'
+    channel.basic_publish("", work.dead_letters.queue_name, body, letter)
+    assert broker.redrive(work, timeout=2.0).redriven == 1
+    back, body = get(channel, work.queue_name)
+    assert {name: back.headers.get(name) for name in table} == table
+    assert (back.content_type, body) == ("application/json", b'{"order":1}')
+
+
 TABLE = {  # everything that AMQP has for a header, and pika can write
     "int": 7,
     "long": 2**40,
@@ -415,3 +452,27 @@ def test_a_program_writes_the_envelope_as_the_page_says(
             (delivery,) = take(consumer)
             assert delivery.message == WHOLE
             delivery.ack()
+
+
+def test_a_cloud_event_on_a_channel_is_structured_or_in_the_envelope(
+    redis_server: LocalBroker, name: str
+) -> None:
+    """A payload is a body alone, so that an event in it is structured; what anymq sends with
+    headers has them in its envelope, under the names that they were given."""
+    structured = json.dumps({**EVENT, "data": {"order": 1}}).encode()
+    (read,) = code_of_the_page("read")
+    with (
+        anymq.connect(redis_server.url) as broker,
+        broker.consumer(f"{name}/one") as consumer,
+        redis.Redis.from_url(redis_server.url) as client,
+        client.pubsub(ignore_subscribe_messages=True) as foreign,
+    ):
+        foreign.subscribe(name)
+        assert foreign.get_message(timeout=DEADLINE) is None  # the confirmation
+        assert publish(redis_server, name, structured) == 2
+        assert foreign.get_message(timeout=DEADLINE)["data"] == structured
+        (delivery,) = take(consumer)
+        assert delivery.message.json()["type"] == "order.placed"
+        broker.producer(name).send(Message(b"{}", headers={**AMQP_EVENT, **TRACE}))
+        fields, body = read(foreign.get_message(timeout=DEADLINE)["data"])
+        assert (fields["headers"], body) == ({**AMQP_EVENT, **TRACE}, b"{}")

@@ -130,7 +130,7 @@ def test_what_failed_waits_at_the_broker_also_over_a_restart(url: str, connect: 
         return
     with (
         start("rabbitmq") as own,
-        anymq.connect(f"{own.url}?retry_min=400ms&retry_max=1s") as first,
+        anymq.connect(f"{own.url}?retry_min=400ms&retry_max=1s", reconnect=False) as first,
     ):
         sub = Subscription(Topic("jobs"), "worker")
         first.provision(sub)

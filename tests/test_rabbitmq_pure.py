@@ -400,6 +400,18 @@ def test_foreign_values_travel_on_as_what_they_are(value: Any) -> None:
     assert type(again.headers["h"]) is type(value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [[1] * 30_000, datetime(1960, 1, 1, tzinfo=UTC), 1 << 70, object(), {"\udc80": 1}],
+    ids=["large", "before 1970", "too long", "unknown", "not UTF-8"],
+)
+def test_foreign_values_that_cannot_travel_on_are_text(value: Any) -> None:
+    found = decode(BasicProperties(headers={"h": value}), b"").headers["h"]
+    assert type(found) is str
+    if len(found) < PAYLOAD:
+        assert parsed(frames(Message(b"", headers={"h": found})))[1].properties.headers["h"]
+
+
 def test_properties_that_have_no_field_are_headers() -> None:
     sent = BasicProperties(content_encoding="gzip", type="task", app_id="theirs")
     found = decode(sent, b"")

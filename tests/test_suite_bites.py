@@ -15,8 +15,10 @@ import anymq.broker
 import anymq.memory.adapter
 import anymq.message
 import anymq.url
-from anymq.capabilities import Capabilities, Fact, Guarantee, Level
+from anymq.capabilities import Capabilities, Fact, Guarantee, Level, Scope
 from anymq.consumer import Consumer
+from anymq.errors import BackPressureTimeout
+from anymq.leases import Leases
 from anymq.memory import BACKEND, MemoryBroker
 from anymq.memory.broker import Queue
 from anymq.message import Message
@@ -27,6 +29,7 @@ from anymq.testing.contract import CONTRACTS, load
 from anymq.testing.mutants import Mutant
 from anymq.testing.runner import run
 from anymq.testing.verdict import Outcome
+from anymq.throttle import Throttled
 
 load()
 ORDER = [guarantee for guarantee in Guarantee if guarantee.value.startswith("order.")]
@@ -122,7 +125,12 @@ def test_what_holds_though_it_is_declared_absent(
 
 @pytest.mark.parametrize(
     ("contract", "claimed"),
-    [("DEL-10", Guarantee.SEND_IDEMPOTENT), ("RPL-01", Guarantee.REPLAY)],
+    [
+        ("DDP-01", Guarantee.DEDUPLICATION),
+        ("DDP-05", Guarantee.EXACTLY_ONCE),
+        ("DEL-10", Guarantee.SEND_IDEMPOTENT),
+        ("RPL-01", Guarantee.REPLAY),
+    ],
 )
 def test_what_is_declared_and_does_not_hold(
     backend: Callable[..., None], contract: str, claimed: Guarantee
@@ -157,7 +165,8 @@ class ShowsItAgain(Queue):
 
 
 @pytest.mark.parametrize(
-    ("contract", "part"), [("DEL-10", StoresAnIdOnce), ("RPL-01", ShowsItAgain)]
+    ("contract", "part"),
+    [("DDP-01", StoresAnIdOnce), ("DEL-10", StoresAnIdOnce), ("RPL-01", ShowsItAgain)],
 )
 def test_a_broker_that_does_better_than_it_declares(contract: str, part: type[Queue]) -> None:
     better = Mutant("better", part.__doc__ or "", part, ()).column(name=f"better-{contract}")
@@ -196,10 +205,10 @@ def test_a_limit_that_retries_pass_by(
 ) -> None:
     backend(declare=claiming(Guarantee.NACK_DELAY, level=Level.EMULATED))
     assert outcome("FLW-01") is Outcome.HOLDS
-    real = Consumer._fitting
+    real = Consumer._allowed
     monkeypatch.setattr(
         Consumer,
-        "_fitting",
+        "_allowed",
         lambda self, waiting, limit: (
             real(self, waiting, limit) if waiting is self._buffer else limit
         ),
@@ -277,3 +286,88 @@ def test_a_size_that_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_headers_that_are_made_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anymq.message, "_check_header", lambda name, value: None)
     assert outcome("PAY-07") is Outcome.BROKEN
+
+
+def test_a_limit_that_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = Throttled.__dict__["max_in_flight"]
+    monkeypatch.setattr(Throttled, "max_in_flight", property(real.fget, lambda *_: None))
+    assert outcome("FLW-02") is Outcome.BROKEN
+
+
+def test_a_raised_limit_that_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = Throttled.__dict__["max_in_flight"]
+    silent = property(real.fget, lambda self, most: setattr(self, "_max_in_flight", most))
+    monkeypatch.setattr(Throttled, "max_in_flight", silent)
+    assert outcome("FLW-02") is Outcome.BROKEN
+
+
+def test_a_pause_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Throttled, "pause", lambda _: None)
+    assert outcome("FLW-04") is Outcome.BROKEN
+
+
+def test_a_pause_in_which_leases_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    extend = Consumer._extend
+    monkeypatch.setattr(Consumer, "_extend", lambda self: None if self.paused else extend(self))
+    assert outcome("FLW-04") is Outcome.BROKEN
+
+
+def test_leases_that_are_extended_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Leases.__init__
+    monkeypatch.setattr(
+        Leases, "__init__", lambda self, at, receiver, _: real(self, at, receiver, 1e9)
+    )
+    assert outcome("FLW-08") is Outcome.BROKEN
+
+
+@pytest.mark.parametrize("fault", ["never full", "full at once"])
+def test_room_that_is_not_what_it_says(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "never full":
+        monkeypatch.setattr("anymq.producer.Outbox._fits", lambda *_: True)
+    else:
+
+        def wait(*_: object) -> None:
+            raise BackPressureTimeout("no room")
+
+        monkeypatch.setattr("anymq.producer.Outbox._wait", wait)
+    assert outcome("FLW-05") is Outcome.BROKEN
+
+
+def lying(**limits: Any) -> Callable[..., Capabilities]:
+    def declare(
+        options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
+    ) -> Capabilities:
+        found = BACKEND.declare(options, at, server)
+        return replace(found, limits=replace(found.limits, **limits))
+
+    return declare
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lying(delay=0.0),
+        lying(priorities=1),
+        lying(lease=None),
+        lying(redelivery=frozenset()),
+        lying(order=Scope.NONE),
+        without(Guarantee.DEPTH),
+        without(Guarantee.RETAINED_WITHOUT_CONSUMER),
+        without(Guarantee.LEASE_EXPIRY),
+        claiming(Guarantee.DEAD_LETTER, level=Level.EMULATED),
+    ],
+    ids=["delay", "priorities", "lease", "redelivery", "order", "depth", "kept", "leases", "cost"],
+)
+def test_a_table_that_is_not_true(
+    backend: Callable[..., None], declare: Callable[..., Capabilities]
+) -> None:
+    assert outcome("HIS-04") is Outcome.HOLDS
+    backend(declare=declare)
+    assert outcome("HIS-04") is Outcome.BROKEN
+
+
+def test_an_encryption_that_is_not_asked_for(
+    backend: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anymq.broker, "read_options", lambda *_: {})
+    assert outcome("SEC-01") is Outcome.BROKEN

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anymq.spi import Adapter, Backend, Option, Url, one_of, period, seconds
+from anymq.spi import TLS_OPTIONS, Adapter, Backend, Option, Url, one_of, period, seconds
 from anymq_rabbitmq.capabilities import declare
 
 __all__ = ["BACKEND"]
@@ -32,6 +32,7 @@ BACKEND = Backend(
     declare=declare,
     connect=_connect,
     options={
+        **TLS_OPTIONS,
         "heartbeat": Option(
             _heartbeat,
             5,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from anymq.spi import (
     Adapter,
     AnymqError,
+    AuthorizationError,
     Capabilities,
     Claim,
     ClosedError,
@@ -76,7 +78,8 @@ class RabbitAdapter(Adapter):
         name = to.name if isinstance(to, Topic) else to.queue_name
         stage = Stage(self._consuming, name, route.exchange, route.key)
         publisher = self._publisher()
-        route.look_up(self._consuming)
+        with suppress(AuthorizationError):  # from 4.3 on, to look takes the right to configure
+            route.look_up(self._consuming)
         return RabbitSender(publisher, route, self._body_limit(to), stage.queue)
 
     def _body_limit(self, at: Topic | Subscription) -> int:

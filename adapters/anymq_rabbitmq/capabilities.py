@@ -1,7 +1,7 @@
 """What RabbitMQ's queues give through this adapter. Pure data: no connection, no pika.
 
 "seen on" names the server versions on which the fact was observed; the others come from the pages
-named. `tests/test_rabbitmq.py` holds those that can be shown on one machine.
+named. `tests/rabbitmq` holds those that can be shown on one machine.
 """
 
 from __future__ import annotations
@@ -380,7 +380,10 @@ def _counting(
     at: Topic | Subscription, ordered: bool, version: tuple[int, int] | None
 ) -> dict[Guarantee, Fact]:
     counted = Fact(
-        Level.NATIVE, "x-delivery-count; not redelivered is the first, whatever it says", ALL
+        Level.NATIVE,
+        "x-delivery-count; not redelivered is the first, whatever it says; from 4.3 on what the"
+        " consumer timeout took back is not counted",
+        ALL,
     )
     if isinstance(at, Subscription) and at.name == DEAD:
         counted = Fact(

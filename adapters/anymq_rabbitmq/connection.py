@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import pika
 
-from anymq.spi import AnymqError, ConnectionLostError, UnsupportedError, Url
+from anymq.spi import AnymqError, ConnectionLostError, UnsupportedError, Url, tls_context
 from anymq_rabbitmq import errors, private
 
 PORT, TLS_PORT = 5672, 5671
@@ -219,7 +218,7 @@ def connect(url: Url, options: Mapping[str, Any], purpose: str) -> Connection:
 def _parameters(
     url: Url, options: Mapping[str, Any], purpose: str, host: str, port: int | None
 ) -> pika.ConnectionParameters:
-    tls = url.scheme in ("rabbitmqs", "amqps")
+    tls = tls_context(url, options, url.scheme in ("rabbitmqs", "amqps"))
     return pika.ConnectionParameters(
         host=host,
         port=port or (TLS_PORT if tls else PORT),
@@ -230,6 +229,6 @@ def _parameters(
         heartbeat=options["heartbeat"],
         socket_timeout=options["timeout"],
         stack_timeout=options["timeout"],
-        ssl_options=pika.SSLOptions(ssl.create_default_context(), host) if tls else None,
+        ssl_options=pika.SSLOptions(tls, host) if tls else None,
         client_properties={"product": "anymq", "connection_name": f"anymq {purpose}"},
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-
 from pika import exceptions as pika
 
 from anymq.spi import (
@@ -12,9 +10,9 @@ from anymq.spi import (
     AuthorizationError,
     BrokerError,
     ConfigConflictError,
-    ConfigError,
     ConnectionLostError,
     NotFoundError,
+    tls_failure,
 )
 
 ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 406, 530
@@ -32,11 +30,8 @@ def connecting(error: BaseException, place: str, user: str, vhost: str) -> Anymq
         found: AnymqError = AuthenticationError(
             f"RabbitMQ at {place} does not accept user {user!r} with this password"
         )
-    elif isinstance(cause, ssl.SSLCertVerificationError):
-        found = ConfigError(
-            f"the certificate of RabbitMQ at {place} is not trusted: {cause.verify_message}"
-            " (SSL_CERT_FILE names a file of authorities to trust)"
-        )
+    elif encrypting := tls_failure(cause, f"RabbitMQ at {place}"):
+        found = encrypting
     elif denied and "not found" in text:
         found = NotFoundError(
             f"RabbitMQ at {place} has no virtual host {vhost!r}: create it with"

@@ -1,6 +1,6 @@
 """What pika can do but offers no public way to: everything here touches its private names.
 
-Written against pika 1.4.4, where these names are as old as pika 1.0; tests/test_rabbitmq.py fails
+Written against pika 1.4.4, where these names are as old as pika 1.0; tests/rabbitmq fails
 if one of them goes. All of it runs on the connection's I/O thread.
 """
 

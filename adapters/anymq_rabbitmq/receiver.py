@@ -44,6 +44,8 @@ class RabbitReceiver(Receiver):
     """`_unsettled` is shared: the I/O thread adds, whoever settles takes out, and taking out is
     atomic, so that each delivery is settled once. The rest belongs to the I/O thread."""
 
+    waits = False
+
     def __init__(
         self,
         connection: Connection,
@@ -211,7 +213,7 @@ class RabbitReceiver(Receiver):
             attempt(method.redelivered, properties.headers or NO_HEADERS, self._counted),
             self._lane,
             ends,
-            (method, properties),
+            (method, properties, body),
         )
         if self._failed and method.redelivered:
             delivery.attempt, self._failed = self._failed + 1, 0

@@ -10,6 +10,7 @@ from typing import Any
 from anymq.spi import (
     STORED,
     AnymqError,
+    AuthorizationError,
     ClosedError,
     Done,
     Message,
@@ -52,6 +53,7 @@ class RabbitSender(Sender):
     what waits for its confirm belongs to the I/O thread."""
 
     batch = 500  # two are on the way: with 100 unconfirmed the rate is 0.4 of that with 1000
+    waits = False
 
     def __init__(
         self,
@@ -194,6 +196,8 @@ class RabbitSender(Sender):
                 f"{self._route} refused the message (a full or failing queue); another queue of"
                 " the same exchange may have stored it"
             )
+            assert isinstance(outcome.error, SendUnknownError)
+            outcome.error.lost = False
         pop = self._waiting.pop
         for tag in tags:
             entry = pop(tag, None)
@@ -254,7 +258,7 @@ class RabbitSender(Sender):
 
     def _end(self, error: AnymqError, within: str = "") -> None:
         if self._ended is None:
-            if not isinstance(error, ClosedError):
+            if not isinstance(error, (ClosedError, AuthorizationError)):
                 error = errors.session_over(error, str(self._route))
             self._ended = error
         self._give_up(self._ended, within)
@@ -265,6 +269,8 @@ class RabbitSender(Sender):
         if not waiting:
             return
         unknown = _unknown(f"no confirm came{within} for what was sent to {self._route}", error)
+        if isinstance(error, AuthorizationError) and len(waiting) == 1:  # then it is this one
+            unknown = SendOutcome(Status.FAILED, error)
         for tag, entry in waiting.items():
             place = entry.place(tag)
             if entry.outcomes[place] is STORED:

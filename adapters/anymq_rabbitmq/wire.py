@@ -51,15 +51,16 @@ EPITAPH = re.compile(r"(\S+/\S+) (\d+)")
 
 
 class Again(Message):
-    """A failed delivery on its way back: the message as it came, with its attempts, so that what
-    a Message does not show is kept too."""
+    """A failed delivery on its way back: the message as it came, not as its handler left it, with
+    its attempts, so that what a Message does not show is kept too."""
 
     __slots__ = ("attempts", "native")
 
     def __init__(self, delivery: Delivery, delay: float) -> None:
         message = delivery.message
-        super().__init__(message.body, id=message.id, headers=message.headers, delay=delay)
-        self.native: Any = delivery.native[1]  # type: ignore[index]
+        native: Any = delivery.native
+        _, self.native, body = native
+        super().__init__(body, id=message.id, headers=message.headers, delay=delay)
         self.attempts = delivery.attempt or 1
 
 

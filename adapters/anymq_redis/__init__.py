@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anymq.spi import Adapter, Backend, Option, Url, flag, one_of, period
+from anymq.spi import TLS_OPTIONS, Adapter, Backend, Option, Url, flag, one_of, period
 from anymq_redis.capabilities import declare
 
 __all__ = ["BACKEND"]
@@ -24,6 +24,7 @@ BACKEND = Backend(
     declare=declare,
     connect=_connect,
     options={
+        **TLS_OPTIONS,
         "envelope": Option(
             one_of("always", "needed", "never"),
             "always",

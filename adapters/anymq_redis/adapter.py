@@ -29,7 +29,7 @@ from anymq_redis.server import Server
 def connect(url: Url, options: Mapping[str, Any]) -> RedisAdapter:
     """Returns when the server has answered. Raises ConfigError, ConnectionLostError or
     AuthenticationError."""
-    return RedisAdapter(Server(url, options["timeout"]), options)
+    return RedisAdapter(Server(url, options), options)
 
 
 class RedisAdapter(Adapter):

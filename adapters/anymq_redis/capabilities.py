@@ -44,10 +44,9 @@ _SENDING = {
         Level.ABSENT, "Redis takes a message sent again for another one", _PUBSUB
     ),
     Guarantee.SEND_ORDER_ON_FAILURE: Fact(
-        Level.NATIVE,
-        "one connection, whose commands run in the order they were sent; once it is lost nothing"
-        " that follows is sent",
-        "redis.io/docs/latest/develop/using-commands/pipelining",
+        Level.ABSENT,
+        "each PUBLISH is answered for itself: one that reached nobody stops none that follows",
+        _PUBLISH,
     ),
     Guarantee.DELAY: Fact(Level.ABSENT, "a message is passed on at once", _PUBSUB),
     Guarantee.PRIORITY: Fact(Level.ABSENT, "messages are passed on as they come", _PUBSUB),

@@ -97,6 +97,9 @@ class RedisReceiver(Receiver):
         reason = str(self._claim.ended)
         return [(delivery, LeaseLostError(reason)) for delivery in deliveries]
 
+    def confirm(self, timeout: float) -> None:
+        self._server.check_process()
+
     def stop(self) -> None:
         if not self._stopped:
             self._stopped = True

@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +24,8 @@ from anymq.spi import (
     ConfigError,
     ConnectionLostError,
     Url,
+    tls_context,
+    tls_failure,
 )
 
 DEFAULT_PORT = 6379
@@ -32,8 +35,9 @@ READ_AT_MOST = 1 << 20  # bytes that were read and are still in memory
 class Server:
     """Opens connections to the server that a URL names. Safe to share between threads."""
 
-    def __init__(self, url: Url, timeout: float) -> None:
-        """`timeout`: seconds for connecting and for each answer. Raises ConfigError."""
+    def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
+        """`timeout` among the options: seconds for connecting and for each answer. Raises
+        ConfigError."""
         if len(url.hosts) != 1:
             raise ConfigError(
                 f"{url}: name one host: Redis pub/sub is used through one server (of a cluster,"
@@ -41,17 +45,18 @@ class Server:
             )
         host, port = url.hosts[0]
         self.place = url.places(DEFAULT_PORT)
-        self.timeout = timeout
+        self.timeout: float = options["timeout"]
         self._pid = os.getpid()
-        self._class = redis.SSLConnection if url.scheme == "rediss" else redis.Connection
+        tls = tls_context(url, options, url.scheme == "rediss")
+        self._class = _encrypted(tls) if tls else redis.Connection
         self._settings: dict[str, Any] = {
             "host": host,
             "port": port or DEFAULT_PORT,
             "db": _database(url),
             "username": url.username or None,
             "password": url.password,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
+            "socket_timeout": self.timeout,
+            "socket_connect_timeout": self.timeout,
             "socket_keepalive": True,
             # redis-py would send a command again whose answer got lost: the message twice.
             "retry": Retry(NoBackoff(), 0),
@@ -100,14 +105,14 @@ class Server:
                 f"{what}: this user may not: {error} (ACL SETUSER on the server allows it)"
             )
         if isinstance(error, native.TimeoutError):
-            return ConnectionLostError(f"{what}: no answer within {self.timeout:g} s")
+            tls = " (does it speak TLS there?)" if self._class is not redis.Connection else ""
+            return ConnectionLostError(f"{what}: no answer within {self.timeout:g} s{tls}")
         if isinstance(error, native.BusyLoadingError):
             return ConnectionLostError(f"{what}: the server is starting: {error}")
-        if isinstance(error.__context__, ssl.SSLCertVerificationError):
-            return ConfigError(
-                f"{what}: its certificate is not trusted: {error.__context__.verify_message}"
-                " (SSL_CERT_FILE names a file of authorities to trust)"
-            )
+        if isinstance(error.__context__, ssl.SSLError) and (
+            encrypting := tls_failure(error.__context__, f"Redis at {self.place}")
+        ):
+            return encrypting
         if isinstance(error, native.ConnectionError):
             return ConnectionLostError(
                 f"{what}: {error}: check that the server runs there, takes connections, and"
@@ -124,6 +129,17 @@ class Server:
                 " the URL out, channels belong to no database"
             )
         return BrokerError(f"{what}: {error}")
+
+
+def _encrypted(context: ssl.SSLContext) -> type[Any]:
+    """redis-py makes a context of its own, which trusts the system's authorities beside those that
+    it is given."""
+
+    class Encrypted(redis.SSLConnection):
+        def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
+            return context.wrap_socket(sock, server_hostname=self.host)
+
+    return Encrypted
 
 
 def _refuse(connection: Any) -> None:

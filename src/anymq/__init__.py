@@ -23,12 +23,14 @@ from anymq.errors import AnymqError
 from anymq.message import Delivery, Message, SendOutcome, Status
 from anymq.producer import Producer, SendReport
 from anymq.redrive import RedriveReport
+from anymq.retry import Backoff
 from anymq.session import ConnectionChange, ConnectionEvent
 from anymq.spi import Depth, Mode
 from anymq.topics import Subscription, Topic
 
 __all__ = [
     "AnymqError",
+    "Backoff",
     "Broker",
     "Capabilities",
     "ConnectionChange",

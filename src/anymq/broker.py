@@ -25,6 +25,7 @@ from anymq.errors import (
 )
 from anymq.producer import Producer
 from anymq.redrive import PREFETCH, OnProgress, RedriveReport, redrive, with_letters
+from anymq.retry import Backoff, check_backoff
 from anymq.session import OnConnection, Session
 from anymq.settling import OnRefused
 from anymq.spi import Adapter, Backend, Depth, Mode, Subscription, Topic
@@ -90,6 +91,8 @@ class Broker(Closing):
     provisioned is provisioned again, consumers go on by themselves, and sends wait for as long as
     the timeout of their producer. A delivery that was held is lost: it comes again.
     """
+
+    consumer_class = Consumer
 
     def __init__(self, backend: Backend, url: Url, session: Session) -> None:
         self.backend = backend
@@ -165,6 +168,22 @@ class Broker(Closing):
         subscription = _subscription(subscription)
         self._session.ask(lambda adapter: adapter.purge(subscription))
 
+    def seek(self, subscription: Subscription | str, when: float | None = None) -> None:
+        """Let the consumers that are opened from now on begin with what was stored at `when`, in
+        Unix time, handled or not; None: with the oldest that is kept. Close its consumers before.
+        Other subscriptions stay where they are.
+
+        Raises UnsupportedError or PlannedError where the broker keeps nothing that was handled."""
+        self._usable()
+        subscription = _subscription(subscription)
+        capabilities = self.capabilities(subscription)
+        needed = Guarantee.REPLAY if when is None else Guarantee.SEEK_TIME
+        if not capabilities.has(needed):
+            fact = capabilities.fact(needed)
+            kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
+            raise kind(f"{subscription}: seek() on {capabilities.about}: {fact.reason}")
+        self._session.ask(lambda adapter: adapter.seek(subscription, when))
+
     def check(self) -> None:
         """One cheap round trip; raises what is wrong: ConnectionLostError also while a lost
         connection is being opened again, and says for how long."""
@@ -222,6 +241,7 @@ class Broker(Closing):
         max_hold: float = 3600.0,
         on_refused: OnRefused | None = None,
         not_retryable: tuple[type[Exception], ...] = (),
+        backoff: Backoff | None = None,
     ) -> Consumer:
         """A consumer of a subscription, given as one or as "topic/subscription".
 
@@ -232,6 +252,8 @@ class Broker(Closing):
         on_refused           called with the settlements that came too late, and why
         not_retryable        exceptions that send a delivery to the dead letters at once, beside
                              DecodeError
+        backoff              how long a delivery that failed waits, where its nack does not say.
+                             None: it comes again at once
 
         Raises NotFoundError, also where its dead letters have nowhere to go, and UnsupportedError
         for an option that the broker cannot keep."""
@@ -246,11 +268,13 @@ class Broker(Closing):
         subscription = _subscription(subscription)
         self.check_use(subscription)
         target = subscription.dead_topic
+        if backoff is not None:
+            check_backoff(backoff, self.capabilities(subscription), max_hold, target is not None)
         letters = self.producer(target, on_unknown="resend") if target else None
         if target and target.address is None:
             self._find_dead_letters(subscription)
         consumer = self._session.ask(
-            lambda adapter: Consumer(
+            lambda adapter: self.consumer_class(
                 adapter,
                 subscription,
                 adapter.capabilities(subscription),
@@ -261,6 +285,7 @@ class Broker(Closing):
                 max_hold=max_hold,
                 on_refused=on_refused,
                 not_retryable=not_retryable,
+                backoff=backoff,
                 session=self._session,
             )
         )

@@ -1,4 +1,4 @@
-"""What is closed at the end of a `with` block."""
+"""What is closed at the end of a `with` block, and of an `async with` block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Closing:
     """A context manager that closes. An error of the block goes on; one of closing then is only
     logged, so that it does not hide the first."""
 
-    def close(self) -> None:
+    def close(self, timeout: float = 10.0) -> None:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -29,6 +29,29 @@ class Closing:
     ) -> None:
         try:
             self.close()
+        except AnymqError as failure:
+            if error is None:
+                raise
+            log.error("while closing: %s", failure)
+
+
+class AsyncClosing:
+    """The same for `async with`."""
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.close()
         except AnymqError as failure:
             if error is None:
                 raise

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import logging
+import operator
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from anymq.attempts import Attempts
 from anymq.capabilities import Capabilities, Guarantee
-from anymq.closing import Closing
 from anymq.dead_letter import letter
 from anymq.errors import (
     AnymqError,
@@ -23,20 +24,22 @@ from anymq.errors import (
 )
 from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
-from anymq.message import LOST, REFUSED, SETTLED, Claim, Delivery, SendOutcome
+from anymq.message import LOST, REFUSED, SETTLED, Delivery, SendOutcome
 from anymq.producer import Producer
-from anymq.retry import Held, Retries, check_nack
-from anymq.session import GOODBYE, Session
+from anymq.reopened import Reopened
+from anymq.retry import Backoff, Retries, check_nack
+from anymq.session import Session
 from anymq.settling import OnRefused, Settling
-from anymq.spi import Adapter, Receiver, Subscription
+from anymq.spi import Adapter, Subscription
 
 log = logging.getLogger("anymq")
 ACK_BATCH = 100  # acks that travel together
 ACK_LINGER = 0.02  # seconds that an ack may wait for others
+DUE_AGAIN = 0.02  # seconds until a retry that is due is looked at once more
 SLICE = 0.2  # seconds: how soon a fetch notices a held retry that became due
 
 
-class Consumer(Closing):
+class Consumer(Reopened):
     """Hands out the deliveries of one subscription. Safe to share between threads.
 
     Made by Broker.consumer(). Iterate it, or call receive(); settle each delivery once. Close it,
@@ -46,6 +49,8 @@ class Consumer(Closing):
     An exception in a thread of the consumer, and the loss of its session, is raised by the next
     receive(), iteration or flush().
     """
+
+    condition = threading.Condition  # what its waiting calls wait for
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class Consumer(Closing):
         max_hold: float = 3600.0,
         on_refused: OnRefused | None = None,
         not_retryable: tuple[type[Exception], ...] = (),
+        backoff: Backoff | None = None,
         session: Session | None = None,
     ) -> None:
         """`session` opens it again when its receiver is lost; without one its loss is the end."""
@@ -74,20 +80,18 @@ class Consumer(Closing):
         self._not_retryable: tuple[type[Exception], ...] = (DecodeError, *not_retryable)
         self._leased = capabilities.has(Guarantee.LEASE_EXTEND)
         self._lanes = Lanes() if subscription.ordered else None
-        # Without lanes and limits the next delivery needs no lock.
-        self._plain = self._lanes is None and max_in_flight is None and max_in_flight_bytes is None
+        self._paused = self._expiring = False  # expiring: look at the clock from now on
+        self._plain = self._is_plain()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = self.condition(self._lock)
         self._waiters = 0
         self._buffer: deque[Delivery] = deque()  # fetched, not handed out
-        self._held: dict[Delivery, int] = {}  # handed out, unsettled: by which thread
-        self._retries = Retries()
+        self._held: dict[Delivery, object] = {}  # handed out, unsettled: to which thread
+        self._retries = Retries(subscription.max_attempts, backoff, capabilities, max_hold)
         self._kept = self._retries.waiting
         self._expired = 0
-        self._attempts = Attempts(subscription.max_attempts)
         self._parking = 0  # letters on their way
         self._blocked = False  # a letter was not stored: hand out nothing more
-        self._expiring = False  # something that expires has come: look at the clock from now on
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
         self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
@@ -160,10 +164,13 @@ class Consumer(Closing):
                 yield from self._wait_for_one()
 
     def _wait_for_one(self) -> list[Delivery]:
+        """For an iteration, which ends when the consumer is closed meanwhile."""
         try:
             return self.receive(1)
-        except ClosedError:  # while it waited
-            return []
+        except ClosedError:
+            if self._closed:
+                return []
+            raise
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held: hand out what can be handled now."""
@@ -192,11 +199,8 @@ class Consumer(Closing):
         """With the lock held: the next that lanes and limits let pass."""
         if self._blocked or not (self._buffer or self._kept):
             return []
-        if self._max_in_flight is not None:
-            limit = min(limit, self._max_in_flight - len(self._held))
         due = self._retries.due() if self._kept else ()
-        if self._max_bytes is not None:
-            limit = self._fitting(due or self._buffer, limit)
+        limit = self._allowed(due or self._buffer, limit)
         if due:
             taken = self._retries.take(min(limit, len(due)))
         elif self._lanes is not None:
@@ -204,31 +208,29 @@ class Consumer(Closing):
         else:
             pop = self._buffer.popleft
             taken = [pop() for _ in range(min(limit, len(self._buffer)))]
-        me = threading.get_ident()
+        me = self._me()
         for delivery in taken:
             delivery.owner = self
             self._held[delivery] = me
         return taken
 
-    def _fitting(self, waiting: Iterable[Delivery], limit: int) -> int:
-        """How many of the first of them fit the limit in bytes; one always does."""
-        assert self._max_bytes is not None
-        size, count = sum(len(d.message.body) for d in self._held), 0
-        for delivery in itertools.islice(waiting, limit):
-            size += len(delivery.message.body)
-            if size > self._max_bytes and (count or self._held):
-                break
-            count += 1
-        return count
+    def _me(self) -> object:
+        """Who gets what is handed out now: a thread."""
+        return threading.get_ident()
 
     def _room(self) -> int:
         """How many more may be with this consumer, waiting or handed out."""
+        if self._paused:
+            return 0
         return self._prefetch - len(self._buffer) - len(self._held) - len(self._kept)
 
     def _wait(self, timeout: float) -> None:
         """With the lock held: until something changes, or a held retry is due."""
         self._waiters += 1
-        self._changed.wait(max(0.0, min(timeout, self._retries.wait())))
+        due = self._retries.wait()
+        if due <= 0:  # it may not be handed out yet, which is no reason to spin
+            due = DUE_AGAIN
+        self._changed.wait(max(0.0, min(timeout, due)))
         self._waiters -= 1
 
     def _notify(self) -> None:
@@ -251,6 +253,8 @@ class Consumer(Closing):
             if isinstance(error, Exception):
                 self._fail(error)
             raise
+        if self._retries.holds:
+            self._retries.remember(fetched)
         back: Sequence[Delivery] = ()
         with self._lock:
             if self._lanes is not None:
@@ -286,40 +290,11 @@ class Consumer(Closing):
             self._fail(error)
             log.exception("a thread of the consumer of %s has ended", self.subscription)
 
-    def _claim_ended(self, claim: Claim, of: object) -> None:
-        """Called by the adapter: what hung on the claim of a receiver is gone."""
-        error = claim.ended
-        with self._lock:
-            self._lose_all(lambda delivery: delivery.claim is claim)
-            if of is not self._current or isinstance(error, LeaseLostError):
-                return  # another one is there, or follows
-        if not (isinstance(error, ConnectionLostError) and self._again(error)):
-            self._fail(error or ConnectionLostError(f"{claim.name} has ended"))
-
-    def _lose_all(self, which: Callable[[Delivery], bool]) -> None:
-        """With the lock held: these are no longer ours."""
-        rest = [delivery for delivery in self._buffer if not which(delivery)]
-        self._buffer.clear()
-        self._buffer.extend(rest)
-        for retry in [held for held in self._retries if which(held)]:
-            self._forget_retry(retry)
-        for delivery in [held for held in list(self._held) if which(held)]:
-            self._lose(delivery)
-        self._changed.notify_all()
-
-    def _lose(self, delivery: Delivery) -> bool:
-        """With the lock held: a delivery that is being handled is no longer ours."""
-        if self._held.pop(delivery, None) is None:
-            return False
-        delivery.state = LOST
-        if self._lanes is not None:
-            self._lanes.settled(delivery)
-        return True
-
     # settling
 
     def ack(self, delivery: Delivery, wait: bool = False) -> None:
         """See Delivery.ack()."""
+        receiver = self._receiver  # before: the next one knows nothing of this ack
         if self._held.pop(delivery, None) is None:
             self._too_late(delivery, wait)
             return
@@ -327,35 +302,42 @@ class Consumer(Closing):
         if self._lanes is not None:
             self._freed(delivery)
         if not (self._held or self._buffer or self._acks):
-            self._settling.hand_over((delivery,))  # nothing would travel with it
+            self._ack_now((delivery,))  # nothing would travel with it
         else:
             self._acks.append(delivery)
             waiting = len(self._acks)
             if wait or waiting >= ACK_BATCH or not (self._held or self._buffer):
-                self._settling.flush()
+                self._ack_now()
             elif waiting == 1:
                 self._upkeep_wake.set()
         if self._waiters:
             self._notify()
         if wait:
-            self._receiver.confirm(30.0)
+            receiver.confirm(30.0)
             self._raise_if_lost(delivery)
 
+    def _ack_now(self, alone: Sequence[Delivery] = ()) -> None:
+        if alone:
+            self._settling.hand_over(alone)
+        else:
+            self._settling.flush()
+
     def nack(
-        self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
+        self, delivery: Delivery, delay: float | None = None, error: BaseException | None = None
     ) -> None:
         """See Delivery.nack()."""
+        delay = self._retries.delay(delivery, delay)
         check_nack(self.capabilities, delay, self._max_hold)
-        if self._attempts.used_up(delivery):
-            self._park(delivery, "max_attempts", error)
-        elif delay > self.capabilities.limits.nack_delay or type(delivery) is Held:
+        if reason := self._retries.given_up(delivery):
+            self._park(delivery, reason, error)
+        elif delay > self.capabilities.limits.nack_delay or delivery.kept:
             self._hold(delivery, delay)
         else:
             self._return(delivery, lambda mine: self._failed(mine, delay))
 
     def release(self, delivery: Delivery) -> None:
         """See Delivery.release()."""
-        if type(delivery) is Held:
+        if delivery.kept:
             self._return(delivery, self._failed)
         else:
             self._return(delivery, self._receiver.release)
@@ -422,19 +404,11 @@ class Consumer(Closing):
         try:
             if give_back is not None:
                 give_back([delivery])
-            for failed, some in itertools.groupby(followers, lambda d: type(d) is Held):
+            for failed, some in itertools.groupby(followers, lambda d: d.kept):
                 (self._failed if failed else self._receiver.release)(list(some))
         finally:
             with self._lock:
                 self._lanes.return_ends(delivery)
-
-    def _forget_retry(self, delivery: Delivery) -> bool:
-        """With the lock held: it does not wait here for its next attempt any more."""
-        if not self._retries.forget(delivery):
-            return False
-        if self._lanes is not None:
-            self._lanes.settled(delivery)
-        return True
 
     def _hold(self, delivery: Delivery, delay: float) -> None:
         """Keep it until it is due, then hand it out again; its lane waits. What was once kept is
@@ -464,8 +438,13 @@ class Consumer(Closing):
             self._raise_failure()
         with self._lock:
             self._waiters += 1
-            self._changed.wait_for(lambda: not self._parking, timeout)
+            parked = self._changed.wait_for(lambda: not self._parking, timeout)
             self._waiters -= 1
+        if not parked:
+            raise ConnectionLostError(
+                f"{self._parking} dead letters of {self.subscription} are not stored after"
+                f" {timeout:g} s"
+            )
         self._settling.confirm(max(0.0, until - time.monotonic()))
         with self._lock:
             self._raise_failure()
@@ -506,14 +485,15 @@ class Consumer(Closing):
             self._upkeep_wake.set()
         elif not delivery.claim.ended:  # else it comes again anyway
             if not self._blocked:  # the rest of a batch fails the same way: said once
-                log.error(
+                log.critical(
                     "the dead letter of message %s of %s was not stored; it comes again: %s",
                     delivery.message.id,
                     self.subscription,
                     failure,
                 )
             self._blocked = True
-            self._give_lane_back(delivery, self._failed)
+            with contextlib.suppress(AnymqError):  # else it comes again when this consumer ends
+                self._give_lane_back(delivery, self._failed)
             self._fail(failure)
         self._freed(delivery)
         with self._lock:
@@ -545,77 +525,7 @@ class Consumer(Closing):
             if delivery in self._held:  # those of its lane must not overtake it
                 self._give_lane_back(delivery, lambda _: None)
             with self._lock:
-                self._lose(delivery)
-
-    def _fail(self, error: BaseException) -> None:
-        """Leave an error for the next call of the owner."""
-        with self._lock:
-            self._failure = self._failure or error
-            self._changed.notify_all()
-
-    def _raise_failure(self) -> None:
-        if self._closed:
-            raise ClosedError(f"this consumer of {self.subscription} is closed")
-        if self._failure is not None:
-            raise self._failure
-
-    # its session, see session.Attached
-
-    def _receive_from(self, adapter: Adapter) -> Receiver:
-        self._current: object | None = object()  # stands for the receiver in use
-        current = self._current
-        return adapter.receiver(
-            self.subscription, self._prefetch, lambda claim: self._claim_ended(claim, current)
-        )
-
-    def _again(self, error: AnymqError) -> bool:
-        """True when another session follows."""
-        return self._session is not None and self._session.lost(error, self)
-
-    def _lost(self, error: AnymqError) -> bool:
-        """A fetch has found the session lost: True when another follows, which then takes over the
-        fetch lock, so that nobody tries this one again."""
-        with self._lock:
-            known = self._current is None  # lose() is under way
-            if self._stopping or not (known or self._again(error)):
-                return False
-            self._away = True
-            return True
-
-    def lose(self, error: AnymqError) -> None:
-        if self._current is None:
-            return
-        self._current = None
-        while not self._away:
-            self._receiver.stop()
-            if self._fetch_lock.acquire(timeout=0.1):
-                self._away = True
-        self._receiver.close(GOODBYE)
-        with self._lock:
-            self._lose_all(lambda _: True)
-
-    def overdue(self, error: AnymqError) -> None:
-        """Nothing here waits for an answer."""
-
-    def reopen(self, adapter: Adapter) -> bool:
-        receiver = self._receive_from(adapter)
-        with self._lock:
-            late = self._stopping
-            if not late:
-                self._settling.move(receiver)
-                self._leases.move(receiver)
-                self._receiver = receiver
-                self._away = False
-                self._fetch_lock.release()
-                self._changed.notify_all()
-        if late:
-            receiver.close(0.0)
-        return self.subscription.ephemeral or not self.capabilities.has(
-            Guarantee.RETAINED_WITHOUT_CONSUMER
-        )
-
-    def end(self, error: AnymqError) -> None:
-        self._fail(error)
+                self._lose_all(functools.partial(operator.is_, delivery))
 
     # ending
 
@@ -637,7 +547,7 @@ class Consumer(Closing):
             self._stopping = True
         until = time.monotonic() + timeout
         self.stop()
-        me = threading.get_ident()
+        me = self._me()
         with self._lock:
             self._waiters += 1
             self._changed.wait_for(lambda: self._drained(me), timeout)
@@ -655,16 +565,16 @@ class Consumer(Closing):
             if not self._away:  # else it was closed
                 self._receiver.close(max(0.1, until - time.monotonic()))
 
-    def _drained(self, me: int) -> bool:
-        """Nothing is being handled, but by the thread that closes, which cannot finish now."""
+    def _drained(self, me: object) -> bool:
+        """Nothing is being handled, but by who closes, and cannot finish now."""
         return not self._parking and all(who == me for who in list(self._held.values()))
 
     def _give_back(self) -> None:
         with self._lock:
             left = [d for d in list(self._held) if self._lose(d)] + list(self._buffer)
             self._buffer.clear()
-            failed = self._retries.clear() + [d for d in left if type(d) is Held]
-            left = [d for d in left if type(d) is not Held]
+            failed = self._retries.clear() + [d for d in left if d.kept]
+            left = [d for d in left if not d.kept]
         if failed:
             self._failed(failed)
         if left:
@@ -673,10 +583,3 @@ class Consumer(Closing):
     def _failed(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
         """Back to the broker, counted as attempts."""
         self._settling.report(self._receiver.nack(deliveries, delay))
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def __str__(self) -> str:
-        return str(self.subscription)

@@ -2,7 +2,8 @@
 
 A letter is the message as it was (body, id, key, headers, types, first time of sending) with:
 
-    anymq-dead-reason     max_attempts, undecodable, not_retryable, broker_limit, or the caller's
+    anymq-dead-reason     max_attempts, max_age, undecodable, not_retryable, broker_limit, or the
+                          caller's
     anymq-dead-origin     topic/subscription where it was given up
     anymq-dead-attempts   the attempt that failed last, where the broker counts
     anymq-dead-error      type and text of the last error, where there was one

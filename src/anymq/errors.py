@@ -111,9 +111,11 @@ class ConfigConflictError(BrokerError):
 
 
 class SendUnknownError(BrokerError):
-    """No answer came: the message may be stored. Sent again, it may be there twice."""
+    """No answer came: the message may be stored. Sent again, it may be there twice. `lost`: its
+    session is, too, so that it can be sent again on the next one at once."""
 
     retryable = True
+    lost = True
 
 
 class LeaseLostError(BrokerError):

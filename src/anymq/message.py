@@ -8,11 +8,28 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from anymq.errors import AnymqError, DecodeError, InvalidMessageError
 
-NO_HEADERS: Mapping[str, str] = {}
+
+class _NoHeaders(dict[str, str]):
+    """What all messages without headers share: who wrote into it would write into all of them."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            "headers are not changed in place: message.headers = {**message.headers, name: value}"
+        )
+
+    __setitem__ = _refuse
+    __ior__ = _refuse
+    update = _refuse
+    setdefault = _refuse
+
+
+NO_HEADERS: Mapping[str, str] = _NoHeaders()
 LAST_TIME = 253_402_300_800.0  # Unix time at the end of the year 9999
 
 
@@ -85,7 +102,7 @@ class Owner(Protocol):
 
     def ack(self, delivery: Delivery, wait: bool = False) -> None: ...
     def nack(
-        self, delivery: Delivery, delay: float = 0.0, error: BaseException | None = None
+        self, delivery: Delivery, delay: float | None = None, error: BaseException | None = None
     ) -> None: ...
     def dead_letter(
         self, delivery: Delivery, reason: str, error: BaseException | None = None
@@ -97,23 +114,9 @@ class Owner(Protocol):
 OPEN, SETTLED, LOST, REFUSED = range(4)  # lost: nobody was told yet; refused: told
 
 
-class Delivery:
-    """One attempt to hand a message to this consumer.
-
-    Settle each delivery once: `ack`, `nack`, `dead_letter` or `release`, from any thread; a second
-    settlement does nothing. As a context manager it acks when the block ends, and nacks, or parks
-    in the dead letters when the attempts are used up, when the block raises; the exception
-    goes on.
-
-    attempt   deliveries so far by the broker's count, this one included, handled or not; None
-              where the broker does not count.
-    lane      deliveries of one lane are handled one after another, and once one of them is nacked
-              or released the later ones go back with it. None: no order.
-    deadline  time.monotonic() at which the broker gives it to somebody else; None where time
-              alone never does that.
-    native    the client library's object.
-    handle    what the adapter needs to settle it. `owner`, `state`, `since` and `number` are the
-              portable layer's.
+class Handed:
+    """What a delivery is, but for how it is settled: Delivery does so in a call, that of anymq.aio
+    in a coroutine. Not to be subclassed by adapters: one becomes the other when it is handed out.
     """
 
     __slots__ = (
@@ -125,13 +128,16 @@ class Delivery:
         "message",
         "native",
         "number",
+        "original",
         "owner",
         "since",
         "state",
     )
 
+    kept: ClassVar[bool] = False  # True: handed out again by the consumer, see retry.Held
     owner: Owner
     number: int  # its place in its lane, where it has one
+    original: Message  # as it came, where the consumer itself may hand it out again
 
     def __init__(
         self,
@@ -162,14 +168,41 @@ class Delivery:
         """True once it was settled or lost with its claim."""
         return self.state != OPEN
 
+    def __repr__(self) -> str:
+        state = ("open", "settled", "lost", "lost")[self.state]
+        return f"<Delivery {self.message.id} attempt {self.attempt} {state}>"
+
+
+class Delivery(Handed):
+    """One attempt to hand a message to this consumer.
+
+    Settle each delivery once: `ack`, `nack`, `dead_letter` or `release`, from any thread; a second
+    settlement does nothing. As a context manager it acks when the block ends, and nacks, or parks
+    in the dead letters when the attempts are used up, when the block raises; the exception
+    goes on.
+
+    attempt   deliveries so far by the broker's count, this one included, handled or not; None
+              where the broker does not count.
+    lane      deliveries of one lane are handled one after another, and once one of them is nacked
+              or released the later ones go back with it. None: no order.
+    deadline  time.monotonic() at which the broker gives it to somebody else; None where time
+              alone never does that.
+    native    the client library's object.
+    handle    what the adapter needs to settle it. `owner`, `state`, `since`, `number` and
+              `original` are the portable layer's.
+    """
+
+    __slots__ = ()
+
     def ack(self, wait: bool = False) -> None:
         """Handled: never again. Returns at once, the ack travels with others; with `wait`, when
         the broker has applied it. Raises LeaseLostError with `wait` when it is no longer ours."""
         self.owner.ack(self, wait)
 
-    def nack(self, delay: float = 0.0, error: BaseException | None = None) -> None:
-        """Handling failed: give it again, after `delay` seconds. When `max_attempts` are used up
-        it goes to the dead letters instead, with `error` in a header."""
+    def nack(self, delay: float | None = None, error: BaseException | None = None) -> None:
+        """Handling failed: give it again, after `delay` seconds; None is what the consumer's
+        `backoff` says, else at once. When `max_attempts` are used up it goes to the dead letters
+        instead, with `error` in a header."""
         self.owner.nack(self, delay, error)
 
     def dead_letter(self, reason: str, error: BaseException | None = None) -> None:
@@ -191,10 +224,6 @@ class Delivery:
     ) -> None:
         if self.state in (OPEN, LOST):  # lost meanwhile: the consumer tells so
             self.owner.leave(self, error)
-
-    def __repr__(self) -> str:
-        state = ("open", "settled", "lost", "lost")[self.state]
-        return f"<Delivery {self.message.id} attempt {self.attempt} {state}>"
 
 
 def check_message(message: Message) -> bool:

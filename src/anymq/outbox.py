@@ -8,7 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from anymq.errors import AnymqError, BackPressureTimeout, ConnectionLostError, SendUnknownError
+from anymq.errors import (
+    AnymqError,
+    BackPressureTimeout,
+    ClosedError,
+    ConnectionLostError,
+    SendUnknownError,
+)
 from anymq.message import STORED, Message, SendOutcome, Status
 from anymq.spi import Done, Sender
 
@@ -203,7 +209,9 @@ class Outbox:
         try:
             self.sender.send(flight.chunk, flight.answered)
         except AnymqError as error:  # by contract nothing was handed over
-            if isinstance(error, ConnectionLostError) and self.on_lost is not None:
+            lost = isinstance(error, ConnectionLostError)
+            lost = lost or (isinstance(error, ClosedError) and self.held)  # closed by lose()
+            if lost and self.on_lost is not None:
                 with self.lock:
                     tell = self._hold()
                     self._postpone(self.refused, flight.parts())
@@ -213,13 +221,26 @@ class Outbox:
                 flight.answered([SendOutcome(Status.FAILED, error)] * len(flight.chunk))
         except Exception as error:  # noqa: BLE001 (a fault of the adapter: nobody knows)
             unknown = SendUnknownError(f"the adapter failed: {error!r}; it may be stored")
-            unknown.__cause__ = error
+            unknown.__cause__, unknown.lost = error, False
             flight.answered([SendOutcome(Status.UNKNOWN, unknown)] * len(flight.chunk))
-        except BaseException:  # Ctrl-C: nobody knows how far it came, but others may go on
-            with self.lock:
-                self.pumping = False
-                self.in_flight -= flight.landed()
+        except BaseException as error:  # Ctrl-C: nobody knows how far it came; others go on
+            unknown = SendUnknownError(f"interrupted by {error!r}; it may be stored")
+            unknown.lost = False
+            threading.Thread(
+                target=self._interrupted, args=(flight, unknown), name="anymq-send", daemon=True
+            ).start()
             raise
+
+    def _interrupted(self, flight: Flight, why: SendUnknownError) -> None:
+        """Answer it where its sender did not, and go on in place of the thread that pumped."""
+        flight.answered([SendOutcome(Status.UNKNOWN, why)] * len(flight.chunk))
+        with self.lock:
+            if not self._ready():
+                self.pumping = False
+                self.changed.notify_all()
+                return
+            following = self._next()
+        self._pump(following)
 
     # while its session is lost
 
@@ -311,7 +332,7 @@ class Outbox:
 class Flight:
     """A batch on its way. `awaited`: what follows waits for its answer."""
 
-    __slots__ = ("awaited", "box", "chunk", "done", "joined", "size")
+    __slots__ = ("awaited", "box", "chunk", "done", "joined", "over", "size")
 
     def __init__(
         self,
@@ -327,6 +348,7 @@ class Flight:
         self.done = done
         self.joined = joined
         self.awaited = True
+        self.over = False  # it was answered
 
     def parts(self) -> Sequence[Waiting]:
         """The chunks that it is made of."""
@@ -339,6 +361,9 @@ class Flight:
 
     def answered(self, outcomes: Sequence[SendOutcome]) -> None:
         box = self.box
+        if self.over:  # it was interrupted, and is answered twice
+            return
+        self.over = True
         count, size = len(outcomes), self.size
         if box.resend and outcomes.count(STORED) < count:
             kept = self._keep_unknown(outcomes)
@@ -366,7 +391,7 @@ class Flight:
         for part in self.parts():
             its = outcomes[start : start + len(part.chunk)]
             start += len(part.chunk)
-            again = [place for place, outcome in enumerate(its) if outcome.status is Status.UNKNOWN]
+            again = [place for place, outcome in enumerate(its) if _lost(outcome)]
             if again:
                 kept.append(part.again(its, again))
             else:
@@ -375,7 +400,12 @@ class Flight:
             with box.lock:
                 tell = box._hold()
                 box._postpone(box.unknown, kept)
-            error = next(o.error for o in outcomes if o.status is Status.UNKNOWN)
+            error = next(outcome.error for outcome in outcomes if _lost(outcome))
             assert error is not None
             box._tell_lost(tell, error)
         return kept
+
+
+def _lost(outcome: SendOutcome) -> bool:
+    """Unknown with its session, not because the broker said no: it would say so again."""
+    return outcome.status is Status.UNKNOWN and getattr(outcome.error, "lost", True)

@@ -144,18 +144,15 @@ class Producer(Closing):
         delay: float = 0.0,
     ) -> SendOutcome:
         """send() of a value as JSON, with its content type."""
-        try:
-            body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        except (TypeError, ValueError) as error:
-            raise InvalidMessageError(f"this value is no JSON: {error}") from error
-        kind = "application/json"
-        return self.send(Message(body, key, headers, content_type=kind, delay=delay))
+        return self.send(json_message(value, key, headers, delay))
 
     def send_soon(self, message: Message) -> Future[SendOutcome]:
-        """Hand over one message and return; the future has the outcome, or raises as send() does.
-        Blocks only while too much is pending. Raises InvalidMessageError and the like at once."""
+        """Hand over one message and return; the future has the outcome, or raises as send() does;
+        it cannot be cancelled. Blocks only while too much is pending. Raises InvalidMessageError
+        and the like at once."""
         self._prepare(message)
         future: Future[SendOutcome] = Future()
+        future.set_running_or_notify_cancel()  # from now on nobody can cancel it
 
         def done(outcomes: Sequence[SendOutcome]) -> None:
             outcome = outcomes[0]
@@ -186,20 +183,14 @@ class Producer(Closing):
         that is not stored or passed raises SendManyError at the end, after all have been tried.
         When no answer comes within the producer's timeout, the rest of `messages` is not sent.
         """
-        run = _SendMany(self, on_outcome)
+        run = SendMany(self, on_outcome)
         try:
-            for chunk in _chunks(messages, self._outbox.sender.batch):
+            for chunk in chunks(messages, self._outbox.sender.batch):
                 if not run.send(chunk):
                     break
         finally:
-            report = run.finish()
-        if on_outcome is None and report.failures:
-            raise SendManyError(
-                f"not everything was sent to {self.topic}: {report}; the first:"
-                f" message {report.failures[0][0].id}: {report.failures[0][1].error}",
-                report,
-            ) from report.failures[0][1].error
-        return report
+            run.finish()
+        return run.outcome()
 
     def forward(self, message: Message, done: Callable[[SendOutcome], None]) -> None:
         """Hand over a message that came from a broker, unchecked, under its own id; done gets the
@@ -320,6 +311,14 @@ class Producer(Closing):
         return f"producer to {self.topic}"
 
 
+def json_message(value: Any, key: str | None, headers: Mapping[str, str], delay: float) -> Message:
+    try:
+        body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidMessageError(f"this value is no JSON: {error}") from error
+    return Message(body, key, headers, content_type="application/json", delay=delay)
+
+
 class _Ticket:
     """One send() that waits for its outcome. A client that blocks has answered before: then no
     lock is made."""
@@ -344,7 +343,7 @@ class _Ticket:
         return self.outcome
 
 
-class _SendMany:
+class SendMany:
     """One send_many: chunks in flight, outcomes in order."""
 
     def __init__(
@@ -353,11 +352,12 @@ class _SendMany:
         self.producer = producer
         self.on_outcome = on_outcome
         self.report = SendReport()
-        self.sent: deque[_Chunk] = deque()
+        self.sent: deque[Chunk] = deque()
         self.broken = False  # no answer came in time: stop sending
 
-    def send(self, messages: list[Message]) -> bool:
-        chunk = _Chunk(messages)
+    def prepare(self, messages: list[Message]) -> Chunk:
+        """Refuse what cannot be sent, number the rest."""
+        chunk = Chunk(messages)
         for index, message in enumerate(messages):
             try:
                 self.producer._prepare(message)
@@ -365,6 +365,10 @@ class _SendMany:
                 if isinstance(error, ClosedError) or not isinstance(message, Message):
                     raise
                 chunk.refused[index] = SendOutcome(Status.FAILED, error)
+        return chunk
+
+    def send(self, messages: list[Message]) -> bool:
+        chunk = self.prepare(messages)
         self.sent.append(chunk)
         good = chunk.good()
         if good:
@@ -379,23 +383,36 @@ class _SendMany:
             self._take()
         return not self.broken
 
-    def finish(self) -> SendReport:
+    def finish(self) -> None:
         while self.sent:
             self._take()
-        return self.report
+
+    def outcome(self) -> SendReport:
+        """The report, when all is finished. Raises SendManyError where nobody was told."""
+        report = self.report
+        if self.on_outcome is None and report.failures:
+            raise SendManyError(
+                f"not everything was sent to {self.producer.topic}: {report}; the first:"
+                f" message {report.failures[0][0].id}: {report.failures[0][1].error}",
+                report,
+            ) from report.failures[0][1].error
+        return report
 
     def _take(self) -> None:
         chunk = self.sent.popleft()
-        outcomes = chunk.wait(0.0 if self.broken else self.producer._timeout)
+        self.count(chunk, chunk.wait(0.0 if self.broken else self.producer._timeout))
+
+    def count(self, chunk: Chunk, outcomes: Sequence[SendOutcome] | None) -> None:
+        """What became of the next chunk; None: no answer came in time."""
         if outcomes is None:
             self.producer._outbox.withdraw(chunk.done, self.producer._not_sent())
             self.broken, outcomes = True, chunk.outcomes
         if outcomes is None:
             error = SendUnknownError(f"no answer in {self.producer._timeout:g} s: it may be stored")
             outcomes = [SendOutcome(Status.UNKNOWN, error)] * len(chunk.good())
-        self._count(chunk.messages, chunk.merge(outcomes))
+        self._tell(chunk.messages, chunk.merge(outcomes))
 
-    def _count(self, messages: Sequence[Message], outcomes: Sequence[SendOutcome]) -> None:
+    def _tell(self, messages: Sequence[Message], outcomes: Sequence[SendOutcome]) -> None:
         report = self.report
         stored, passed = outcomes.count(STORED), outcomes.count(PASSED)
         report.stored += stored
@@ -414,7 +431,7 @@ class _SendMany:
                 self.on_outcome(message, outcome)
 
 
-class _Chunk:
+class Chunk:
     """Messages of one send_many that travel together, and their outcomes."""
 
     __slots__ = ("answered", "messages", "outcomes", "refused")
@@ -447,7 +464,7 @@ class _Chunk:
         return [self.refused.get(i) or next(answers) for i in range(len(self.messages))]
 
 
-def _chunks(messages: Iterable[Message], size: int) -> Iterator[list[Message]]:
+def chunks(messages: Iterable[Message], size: int) -> Iterator[list[Message]]:
     """Batches of a source that may be slow or fail: what it gave is sent all the same."""
     chunk: list[Message] = []
     until = 0.0

@@ -115,6 +115,7 @@ class Session:
         self._since = 0.0
         self._provisioned: dict[Topic | Subscription, Mode] = {}
         self._thread: threading.Thread | None = None
+        self._before: threading.Thread | None = None  # may still be telling of its success
         self._closed = False
         self._pauses = pauses()
         self._connected = 0.0  # time.monotonic() of the last time
@@ -212,6 +213,8 @@ class Session:
 
     def _repair(self) -> None:
         assert self._away is not None
+        if self._before is not None:
+            self._before.join()
         log.warning("%s: connection lost: %s", self._about, self._away)
         self._tell(ConnectionChange.LOST, self._away)
         if time.monotonic() - self._connected < STEADY:
@@ -241,11 +244,11 @@ class Session:
                 return False
             since, self._away = self._since, None
             self._connected = time.monotonic()
-            self._thread = None
+            self._before, self._thread = self._thread, None
             self._changed.notify_all()
         if not self._closed:
             log.warning("%s: connected again after %.1f s", self._about, time.time() - since)
-            self._tell(ConnectionChange.CONNECTED)
+            self._tell(ConnectionChange.CONNECTED, since=since)
         return True
 
     def _failed(self, error: AnymqError | None) -> None:
@@ -303,8 +306,9 @@ class Session:
     def _replace(self, error: AnymqError) -> None:
         """A new adapter for one that is over, and with it everything that was open there."""
         for item in self.attached():
-            item.lose(error)
-            self._break(item, error)
+            if not item.closed:
+                item.lose(error)
+                self._break(item, error)
         if not self._over:
             self._over = True
             with suppress(AnymqError):
@@ -326,7 +330,8 @@ class Session:
                 self.adapter.provision([item], Mode.VALIDATE)
             except NotFoundError as error:
                 if mode is not Mode.CREATE:
-                    raise
+                    log.warning("%s: %s", self._about, error)  # who uses it finds the same
+                    continue
                 self.adapter.provision([item], mode)
                 if isinstance(item, Subscription):
                     self._tell(ConnectionChange.GAP, error, item)
@@ -336,9 +341,13 @@ class Session:
             self._broken.setdefault(item, error)
 
     def _tell(
-        self, change: ConnectionChange, error: AnymqError | None = None, about: object = None
+        self,
+        change: ConnectionChange,
+        error: AnymqError | None = None,
+        about: object = None,
+        since: float | None = None,
     ) -> None:
-        since = min(self._since, _since(error)) if error else self._since
+        since = since or (min(self._since, _since(error)) if error else self._since)
         event = ConnectionEvent(change, time.time(), since, str(about or self._about), error)
         if change is ConnectionChange.GAP:
             log.warning("%s", event)

@@ -102,5 +102,10 @@ class Settling:
             delivery.message.id,
             error,
         )
-        if self._on_refused is not None:
+        if self._on_refused is None:
+            return
+        try:
             self._on_refused(refused)
+        except Exception:
+            what = "on_refused of %s has failed; the refused messages come again all the same"
+            log.critical(what, self._subscription, exc_info=True)

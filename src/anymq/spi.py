@@ -47,6 +47,7 @@ from anymq.errors import (
     UnsupportedError,
 )
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
+from anymq.tls import TLS_OPTIONS, tls_context, tls_failure
 from anymq.topics import DEAD, Subscription, Topic
 from anymq.url import Option, Url, flag, one_of, period, seconds, whole
 
@@ -55,6 +56,7 @@ __all__ = [
     "NO_HEADERS",
     "PASSED",
     "STORED",
+    "TLS_OPTIONS",
     "Adapter",
     "AnymqError",
     "AuthenticationError",
@@ -100,6 +102,8 @@ __all__ = [
     "one_of",
     "period",
     "seconds",
+    "tls_context",
+    "tls_failure",
     "whole",
 ]
 
@@ -134,6 +138,9 @@ class Sender(ABC):
     pipeline: int = 2
     """Full batches that may be unanswered at once."""
 
+    waits: bool = True
+    """Can send() wait for the network? Where it only hands over, an event loop calls it itself."""
+
     @abstractmethod
     def send(self, batch: Sequence[Message], done: Done) -> None:
         """Hand over the batch; call done exactly once with one outcome per message, in the order
@@ -157,6 +164,10 @@ class Sender(ABC):
 class Receiver(ABC):
     """Receives for one subscription. What the client library binds to one thread must happen
     inside receive(), which is never called twice at once."""
+
+    waits: bool = True
+    """Can ack(), or a receive() with a wait of 0, wait for the network? Where they only take and
+    hand over, an event loop calls them itself."""
 
     @abstractmethod
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
@@ -252,6 +263,12 @@ class Adapter(ABC):
     def purge(self, subscription: Subscription) -> None:
         """Delete what is ready. What is in flight stays."""
         raise UnsupportedError("this broker has nothing to purge")
+
+    def seek(self, subscription: Subscription, when: float | None) -> None:
+        """Its next receivers begin with what was stored at this Unix time, or with the oldest that
+        is kept, handled or not; other subscriptions stay where they are. Called where
+        Guarantee.SEEK_TIME, or without a time Guarantee.REPLAY, is native."""
+        raise UnsupportedError("this broker cannot go back")
 
     def remove(self, what: Topic | Subscription) -> None:
         """Remove it with all its messages. What does not exist is no error. Never called with an

@@ -13,6 +13,15 @@ ONLY = typer.Option(
     [], "--only", metavar="FAMILY|ID", help="Only these contracts: DEL, ACK-03 (repeatable)."
 )
 JSON = typer.Option(None, "--json", metavar="FILE", help="Write cells and witnesses as JSON, too.")
+HTML = typer.Option(
+    None, "--html", metavar="FILE", help="Write a page with all of it, too: one file, no scripts."
+)
+UNFOLD = typer.Option(
+    False,
+    "--unfold",
+    help="List every contract, also those of which the line of the family tells all; with --only "
+    "every one is.",
+)
 
 
 def compare(
@@ -32,6 +41,8 @@ def compare(
         metavar="FILE",
         help="Write the matrix as Markdown, too; in a file that has the marks, between them.",
     ),
+    html: Path | None = HTML,
+    unfold: bool = UNFOLD,
 ) -> None:
     """Run every contract against every broker and show where they differ.
 
@@ -44,5 +55,13 @@ def compare(
     """
     sources = parse(backend or DEFAULT)
     raise typer.Exit(
-        run(sources, only, asked_for=bool(backend), json_file=json, markdown_file=markdown)
+        run(
+            sources,
+            only,
+            asked_for=bool(backend),
+            json_file=json,
+            markdown_file=markdown,
+            html_file=html,
+            unfold=unfold,
+        )
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from anymq.cli.compare import JSON, ONLY
+from anymq.cli.compare import HTML, JSON, ONLY, UNFOLD
 from anymq.cli.run import run
 from anymq.testing.columns import parse
 
@@ -17,6 +17,8 @@ def contract(
     ),
     only: list[str] = ONLY,
     json: Path | None = JSON,
+    html: Path | None = HTML,
+    unfold: bool = UNFOLD,
 ) -> None:
     """Run the contracts against one broker.
 
@@ -25,4 +27,7 @@ def contract(
 
     Exit status: 0; 1 when a cell is broken; 2 for wrong usage or a broker that does not answer.
     """
-    raise typer.Exit(run(parse([url]), only, asked_for=True, json_file=json))
+    sources = parse([url])
+    raise typer.Exit(
+        run(sources, only, asked_for=True, json_file=json, html_file=html, unfold=unfold)
+    )

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import typer
 from rich.console import Group, RenderableType
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from anymq.cli import screen
-from anymq.cli.matrix import RULES, ran_against
+from anymq.cli.matrix import ran_against
 from anymq.cli.run import choose
 from anymq.cli.screen import err, out
+from anymq.cli.timeline import Timeline
 from anymq.errors import ConfigError
 from anymq.testing import report
 from anymq.testing.columns import Column, ColumnMissing, parse
@@ -21,9 +21,6 @@ from anymq.testing.contract import Contract
 from anymq.testing.history import Event
 from anymq.testing.runner import examine
 from anymq.testing.verdict import Cell, Outcome
-
-LANES = 4  # more actors than this share one column
-LANE_COLOURS = ("cyan", "magenta", "green", "blue")
 
 
 def explain(
@@ -82,50 +79,7 @@ def judgement(contract: Contract, column: Column, cell: Cell) -> RenderableType:
 def events(cell: Cell, history: Sequence[Event]) -> RenderableType:
     """The witness; where there is none, all that happened."""
     if cell.witness:
-        return timeline("What shows it", cell.witness)
+        return Timeline("What shows it", cell.witness)
     if history:
-        return timeline("What happened", history)
+        return Timeline("What happened", history)
     return Text("It was not run: there is nothing to show.", "dim")
-
-
-def timeline(title: str, events: Sequence[Event]) -> RenderableType:
-    """A lane per producer and consumer, time downwards, faults across."""
-    names = report.name_messages(events)
-    steps, left_out = report.cut(report.steps(events, names))
-    actors = list(dict.fromkeys(step.who for step in steps if step.who not in ("", report.BROKER)))
-    lanes = actors if len(actors) <= LANES else []
-    colours = {who: LANE_COLOURS[n % len(LANE_COLOURS)] for n, who in enumerate(actors)}
-    grid = Table(box=RULES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
-    grid.header_style = ""
-    grid.add_column(Text("seconds", "dim"), justify="right", width=8, no_wrap=True)
-    if not lanes:
-        grid.add_column("", no_wrap=True)
-    places = report.places(events)
-    for who in lanes or [""]:
-        head = Text(f"{who} {report.role(who)}".strip(), colours.get(who, ""))
-        if who in places:
-            head.append(f"\n{places[who]}", "dim")
-        grid.add_column(head, ratio=1)
-    for number, step in enumerate(steps):
-        if left_out and number == len(steps) // 2:
-            grid.add_row(*_row("", "", Text(f"... {left_out} more steps ...", "dim"), lanes))
-        style = "bold red" if step.fault else "italic dim" if step.note else ""
-        style = style or colours.get(step.who, "")
-        text = f"{report.BROKER}: {step.text}" if step.who == report.BROKER else step.text
-        who = f"{step.who} {report.role(step.who)}".strip()
-        lane = step.who if step.who in lanes else ""
-        cells = _row(lane, who, Text(text, style), lanes)
-        grid.add_row(Text(f"{step.at:.3f}", "dim"), *cells[1:])
-    parts: list[RenderableType] = [Rule(title, style="dim", align="left"), grid]
-    ids = report.full_names(names)
-    if ids:
-        parts.append(Text(f"ids: {ids}", "dim"))
-    return Group(*parts)
-
-
-def _row(lane: str, who: str, text: Text, lanes: Sequence[str]) -> list[RenderableType]:
-    """The cells of one step; what belongs to nobody stands in the first lane."""
-    if not lanes:
-        return ["", Text(who, "dim"), text]
-    place = lanes.index(lane) if lane in lanes else 0
-    return ["", *["" if n != place else text for n in range(len(lanes))]]

@@ -1,4 +1,8 @@
-"""The matrix on the screen: every cell, then where the brokers differ, then all in one glance."""
+"""The matrix on the screen: family by family, where the brokers differ, then all in one glance.
+
+Folded, a family is one line, and of its contracts only those are listed of which that line does not
+tell everything: those are what a comparison is about.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +44,20 @@ def ran_against(column: Column, separator: str = " · ") -> str:
     return f"{column.version}{separator}{column.evidence}, {column.how}"
 
 
-def show(matrix: Matrix, console: Console) -> None:
+def show(matrix: Matrix, console: Console, fold: bool = False) -> None:
     """All of it, the summary last, where it can be seen when everything has scrolled by."""
     if not matrix.columns:
         return
-    console.print(table(matrix))
+    console.print(table(matrix, fold))
     for part in (differences(matrix), reasons(matrix)):
         if part is not None:
             console.print(part)
     console.print(Group(Text(""), Rule("At a glance", style="dim", align="left"), glance(matrix)))
 
 
-def table(matrix: Matrix) -> Table:
-    """One row per contract, one column per broker."""
+def table(matrix: Matrix, fold: bool = False) -> Table:
+    """A line per family, with how long it took; below it a row per contract, one column per
+    broker."""
     columns = matrix.columns
     grid = Table(box=RULES, show_edge=False, show_header=False, pad_edge=False, expand=True)
     grid.padding = (0, 1, 0, 0)
@@ -61,15 +66,68 @@ def table(matrix: Matrix) -> Table:
     for _ in columns:
         grid.add_column(width=15 if len(columns) < 4 else 12, overflow="fold")
     about = Text("contract, and the guarantee that it is about", "dim")
+    if fold:
+        about.append("\n--unfold lists those, too, of which the line of the family tells all")
     heads = [Text.assemble((c.name, "bold"), "\n", (ran_against(c, "\n"), "dim")) for c in columns]
     grid.add_row("", about, *heads, end_section=True)
+    listed = True
     for number, (name, members) in enumerate(families(matrix.contracts)):
-        if number:
+        shown = _telling(matrix, members) if fold else members
+        if number and (listed or shown):
             grid.add_row()
-        grid.add_row("", Text(name, "bold underline"))
-        for one in members:
+        listed = bool(shown)
+        sums = [_sum(matrix, column, members) for column in columns]
+        grid.add_row(Text(members[0].family, "bold"), _family(matrix, name, members), *sums)
+        for one in shown:
             grid.add_row(Text(one.id, "bold"), _what(one), *_cells(matrix, one))
     return grid
+
+
+def _telling(matrix: Matrix, members: Sequence[Contract]) -> list[Contract]:
+    """Those of a family where a broker does not do as promised, while it does in others of it; and
+    where there is a reason to tell."""
+    mixed = {c.name for c in matrix.columns if _mixed(matrix, c, members)}
+
+    def tells(contract: Contract) -> bool:
+        return any(
+            cell.outcome in NEEDS_A_REASON
+            or (cell.column in mixed and cell.outcome not in AS_PROMISED)
+            for cell in _row(matrix, contract)
+        )
+
+    return [one for one in members if tells(one)]
+
+
+def _mixed(matrix: Matrix, column: Column, members: Sequence[Contract]) -> bool:
+    """Does a broker as promised in some contracts of a family, and not in others?"""
+    return len({outcome in AS_PROMISED for outcome in counts(matrix, column, members)}) > 1
+
+
+def as_promised(matrix: Matrix, contract: Contract) -> bool:
+    """On every broker that it ran against."""
+    return all(cell.outcome in AS_PROMISED for cell in _row(matrix, contract))
+
+
+def counts(matrix: Matrix, column: Column, members: Sequence[Contract]) -> Counter[Outcome]:
+    """How often each outcome occurs, in the order of the outcomes."""
+    found = [matrix.cells.get((one.id, column.name)) for one in members]
+    seen = Counter(cell.outcome for cell in found if cell)
+    return Counter({outcome: seen[outcome] for outcome in Outcome if seen[outcome]})
+
+
+def _family(matrix: Matrix, name: str, members: Sequence[Contract]) -> Text:
+    """With how long it took on the fastest and on the slowest broker."""
+    took = [f"{matrix.seconds(column, members):.0f}" for column in matrix.columns]
+    least, most = min(took, key=int), max(took, key=int)
+    seconds = f"{least}-{most} s" if least != most else f"{most} s"
+    return Text.assemble((name, "bold underline"), (f"  {len(members)} in {seconds}", "dim"))
+
+
+def _sum(matrix: Matrix, column: Column, members: Sequence[Contract]) -> Text:
+    """What came out for a family."""
+    found = counts(matrix, column, members).items()
+    parts = [Text(f"{SYMBOL[outcome]}{count}", screen.STYLE[outcome]) for outcome, count in found]
+    return Text(" ").join(parts)
 
 
 def _what(contract: Contract) -> Text:
@@ -148,12 +206,14 @@ def glance(matrix: Matrix) -> RenderableType:
         grid.add_column(column.name, overflow="fold")
     for name, members in families(matrix.contracts):
         grid.add_row(name, *(_strip(matrix, column, members) for column in matrix.columns))
-    totals = {column.name: _totals(matrix, column) for column in matrix.columns}
-    seen = [one for one in Outcome if any(one in counts for counts in totals.values())]
+    totals = {column.name: counts(matrix, column, matrix.contracts) for column in matrix.columns}
+    seen = [one for one in Outcome if any(one in found for found in totals.values())]
     grid.add_row()
     for outcome in seen:
-        counts = [str(totals[column.name][outcome] or "") for column in matrix.columns]
-        grid.add_row(screen.badge(outcome), *counts)
+        numbers = [str(totals[column.name][outcome] or "") for column in matrix.columns]
+        grid.add_row(screen.badge(outcome), *numbers)
+    took = [f"{matrix.seconds(column, matrix.contracts):.0f} s" for column in matrix.columns]
+    grid.add_row(Text("time", "dim"), *(Text(text, "dim") for text in took))
     return Group(grid, Text(""), _legend(seen))
 
 
@@ -176,10 +236,6 @@ def _strip(matrix: Matrix, column: Column, members: Sequence[Contract]) -> Text:
         if cell:
             strip.append(SYMBOL[cell.outcome], screen.STYLE[cell.outcome])
     return strip
-
-
-def _totals(matrix: Matrix, column: Column) -> Counter[Outcome]:
-    return Counter(cell.outcome for cell in matrix.cells.values() if cell.column == column.name)
 
 
 def _row(matrix: Matrix, contract: Contract) -> list[Cell]:

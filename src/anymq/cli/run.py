@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from anymq.cli import markdown
+from anymq.cli import html, markdown
 from anymq.cli.matrix import show
 from anymq.cli.progress import Watch
 from anymq.cli.screen import err, out
@@ -52,10 +52,13 @@ def run(
     asked_for: bool,
     json_file: Path | None = None,
     markdown_file: Path | None = None,
+    html_file: Path | None = None,
+    unfold: bool = False,
 ) -> int:
-    """The exit status. `asked_for`: the user named these brokers, so that each must be there."""
+    """The exit status. `asked_for`: the user named these brokers, so that each must be there.
+    Contracts that the user named are shown unfolded."""
     contracts = choose(only)
-    for path in (json_file, markdown_file):
+    for path in (json_file, markdown_file, html_file):
         if path is not None and not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
     began = time.monotonic()
@@ -63,9 +66,11 @@ def run(
         matrix = run_matrix(contracts, sources, watch.tell)
     if json_file is not None:
         json_file.write_text(json.dumps(matrix.to_dict(), indent=1) + "\n", "utf-8")
-    show(matrix, out())
+    show(matrix, out(), fold=not (only or unfold))
     if markdown_file is not None:
         markdown.write(matrix, markdown_file)
+    if html_file is not None:
+        html_file.write_text(html.render(matrix), "utf-8")
     return _verdict(matrix, sources, asked_for, time.monotonic() - began)
 
 

@@ -68,14 +68,15 @@ class LocalBroker:
         _living.discard(self)
         self._runner.discard()
 
-    def add_user(self, name: str, password: str) -> str:
-        """Add a user who may do everything and return the broker's URL for that user.
+    def add_user(self, name: str, password: str, *, powerless: bool = False) -> str:
+        """Add a user who may do everything, or `powerless` nothing but log in, and return the
+        broker's URL for that user.
 
         On Redis the user lasts until the next restart.
         """
         if isinstance(self._runner, GivenRunner):
             self._runner.refuse("add a user to")
-        self._kind.add_user(self._runner, self.url, name, password)
+        self._kind.add_user(self._runner, self.url, name, password, powerless)
         parts = urlsplit(self.url)
         address = parts.netloc.rpartition("@")[2]
         user = f"{quote(name, safe='')}:{quote(password, safe='')}"

@@ -50,5 +50,5 @@ class Kind(Protocol):
     def version(self, url: str) -> str:
         """The version of a server that is ready. Raises OSError when it is not."""
 
-    def add_user(self, runner: Runner, url: str, name: str, password: str) -> None:
-        """Add a user with all rights."""
+    def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> None:
+        """Add a user with all rights, or one who may log in and nothing else."""

@@ -85,10 +85,11 @@ class RabbitMQ:
             raise OSError("the answer is not AMQP 0-9-1")
         return _text_field(payload, b"version")
 
-    def add_user(self, runner: Runner, url: str, name: str, password: str) -> None:
+    def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> None:
+        rights = ["^$" if powerless else ".*"] * 3  # to configure, write and read what matches
         try:
             runner.control(["rabbitmqctl", "add_user", name, password])
-            runner.control(["rabbitmqctl", "set_permissions", "-p", "/", name, *[".*"] * 3])
+            runner.control(["rabbitmqctl", "set_permissions", "-p", "/", name, *rights])
         except OSError as error:
             raise BrokerFailed(f"RabbitMQ did not add the user {name!r}: {error}") from error
 

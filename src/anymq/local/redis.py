@@ -47,8 +47,9 @@ class Redis:
         fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
         return fields.get("redis_version", "unknown")
 
-    def add_user(self, runner: Runner, url: str, name: str, password: str) -> None:
-        rights = ("on", f">{password}", "~*", "&*", "+@all")
+    def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> None:
+        everything = ("~*", "&*", "+@all")
+        rights = ("on", f">{password}", *(("resetchannels",) if powerless else everything))
         try:
             with _login(url) as connection:
                 _ask(connection, "ACL", "SETUSER", name, "reset", *rights)

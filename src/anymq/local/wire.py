@@ -2,13 +2,14 @@
 
 import socket
 import ssl
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, parse_qs
 
 _SECONDS = 5.0
 
 
 def connect(url: SplitResult, *, port: int, tls: bool) -> socket.socket:
-    """Connect to the URL's host, `port` where it names none; every wait ends after 5 s.
+    """Connect to the URL's host, `port` where it names none, with TLS as its options `ca`, `cert`
+    and `key` say; every wait ends after 5 s.
 
     Raises OSError when nobody answers.
     """
@@ -16,8 +17,12 @@ def connect(url: SplitResult, *, port: int, tls: bool) -> socket.socket:
     plain = socket.create_connection((host, url.port or port), timeout=_SECONDS)
     if not tls:
         return plain
+    options = parse_qs(url.query)
     try:
-        return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+        context = ssl.create_default_context(cafile=options.get("ca", [None])[0])
+        if "cert" in options:
+            context.load_cert_chain(options["cert"][0], options.get("key", [None])[0])
+        return context.wrap_socket(plain, server_hostname=host)
     except BaseException:
         plain.close()
         raise

@@ -38,6 +38,8 @@ from anymq.spi import (
 
 
 class MemorySender(spi.Sender):
+    waits = False
+
     def __init__(self, session: MemoryAdapter, to: Topic | Subscription) -> None:
         self.session = session
         self.to = to
@@ -59,11 +61,14 @@ class MemorySender(spi.Sender):
 
 
 class MemoryReceiver(spi.Receiver):
+    waits = False
+
     def __init__(self, queue: Queue, on_end: Callable[[Claim], None]) -> None:
         self.queue = queue
         self.on_end = on_end
         self.claim = Claim(str(queue.subscription))
         self.stopped = False
+        self.orphaned: ConnectionLostError | None = None  # in a child after fork
 
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         queue = self.queue
@@ -97,6 +102,10 @@ class MemoryReceiver(spi.Receiver):
                 if queue.settle(delivery) is None:
                     refused.append((delivery, over()))
         return refused
+
+    def confirm(self, timeout: float) -> None:
+        if self.orphaned:
+            raise self.orphaned
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         refused: list[Refusal] = []
@@ -257,7 +266,7 @@ def _end_in_child() -> None:
     for session in list(_sessions):
         session.lost = lost
         for receiver in session.receivers:
-            receiver.claim.ended = lost
+            receiver.claim.ended = receiver.orphaned = lost
 
 
 os.register_at_fork(after_in_child=_end_in_child)

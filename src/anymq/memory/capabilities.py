@@ -10,7 +10,6 @@ from anymq.spi import Capabilities, Fact, Guarantee, Level, Limits, Scope, Subsc
 NATIVE = {
     Guarantee.SEND_CONFIRMED: "send returns when every subscription has its copy",
     Guarantee.SEND_UNROUTABLE_REPORTED: "a topic without a subscription refuses",
-    Guarantee.SEND_ORDER_ON_FAILURE: "a batch is stored in one step",
     Guarantee.DELAY: "kept aside until due",
     Guarantee.PRIORITY: "a whole number from 0 on, higher first",
     Guarantee.EXPIRY: "looked at when the message is due for delivery",
@@ -46,6 +45,7 @@ ORDERED = {
 ABSENT = {
     Guarantee.SEND_PERSISTENT: "it lives in one process",
     Guarantee.SEND_IDEMPOTENT: "a second send is a second message",
+    Guarantee.SEND_ORDER_ON_FAILURE: "each batch has its own answer: what follows is stored",
     Guarantee.DEDUPLICATION: "ids are not compared",
     Guarantee.REPLAY: "an acked message is gone",
     Guarantee.SEEK_TIME: "an acked message is gone",

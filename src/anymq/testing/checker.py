@@ -15,6 +15,7 @@ from anymq.testing.streams import Holders, Order
 
 _ANSWERED_FOR = (Kind.STORED, Kind.PASSED)
 _UNHANDLED = ("after_release", "after_lane", "after_close")
+_UNDONE = ("after_crash", "after_lease", "after_fault")  # with it goes what was not yet applied
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class _State:
     """One message in one subscription."""
 
     deliveries: int = 0
+    failures: int = 0  # nacks
     last: Event | None = None  # the latest delivery
     settled: Event | None = None  # how that one was settled
     confirmed: bool = False  # the ack is known to be applied
@@ -46,11 +48,13 @@ def check(
     max_attempts: int | None = None,
     tolerance: float = 1.0,
     drained: bool = True,
+    ordered: bool = False,
 ) -> Judgement:
     """Judge a history. `where`: the subscriptions ("topic/name") that must get everything sent to
     their topic; by default those that received anything. `drained` False: the run ended before
-    all could arrive, so nothing is lost yet."""
-    checker = _Checker(max_attempts, tolerance)
+    all could arrive, so nothing is lost yet. `ordered`: the subscription is, so that messages
+    without a key go back together, as those of one key do."""
+    checker = _Checker(max_attempts, tolerance, ordered)
     for event in events:
         checker.step(event)
     checker.finish(where, drained)
@@ -58,7 +62,7 @@ def check(
 
 
 class _Checker:
-    def __init__(self, max_attempts: int | None, tolerance: float) -> None:
+    def __init__(self, max_attempts: int | None, tolerance: float, ordered: bool) -> None:
         self.found = Judgement()
         self.max_attempts = max_attempts
         self.tolerance = tolerance
@@ -68,13 +72,15 @@ class _Checker:
         self.unconfirmed: dict[str, list[_State]] = {}  # by consumer
         self.ended: dict[str, Event] = {}  # consumers that crashed or closed
         self.fault: Event | None = None
-        self.order = Order(self.found)
+        self.order = Order(self.found, ordered)
         self.holders = Holders(self.found)
         self.steps: dict[Kind, Callable[[Event], None]] = {
             Kind.SEND: self._send,
             Kind.RECEIVED: self._received,
+            Kind.REFUSED: self._refused,
             Kind.LETTER: self._letter,
             Kind.FLUSHED: self._confirm,
+            Kind.CLOSING: self._leaving,
             Kind.CLOSED: self._end,
             Kind.CRASH: self._end,
             Kind.FAULT: self._fault,
@@ -118,6 +124,8 @@ class _Checker:
             cause = self._cause(event, state, sent)
             self.found.add(cause, state.last, state.settled, event)
             self.holders.drop(state.last)
+            if cause in _UNDONE:
+                state.acked = state.letter_due = None
         self._judge_attempt(event, state, cause)
         self.order.delivered(event)
         self.holders.take(event)
@@ -152,7 +160,7 @@ class _Checker:
             # what was given back unhandled may be counted or not
             if counted != 1 and not (counted == 0 and cause in _UNHANDLED):
                 self.found.add("attempt_gap", state.last, event)
-        if self.max_attempts is not None and state.deliveries >= self.max_attempts:
+        if self.max_attempts is not None and state.failures >= self.max_attempts:
             self.found.add("beyond_max", state.last, event)
 
     def _cause(self, event: Event, state: _State, sent: _Sent | None) -> str:
@@ -183,11 +191,12 @@ class _Checker:
 
     def _settled(self, event: Event) -> None:
         state = self.states.get((event.where, event.id))
-        if state is None or state.last is None:
-            return
+        if state is None or state.last is None or state.last.who != event.who:
+            return  # too late: somebody else has it
         state.settled, state.due = event, event.due
         self.holders.drop(state.last)
         last_try = self.max_attempts is not None and self._attempt(state) >= self.max_attempts
+        state.failures += event.kind is Kind.NACK
         if event.kind is Kind.ACK:
             self.order.acked(event, state.last)
             state.acked = event
@@ -196,15 +205,27 @@ class _Checker:
             state.letter_due = event
         else:
             self.order.went_back(event, state.last)
+            if self.order.ordered:
+                self.holders.drop_lane(state.last)
 
     def _attempt(self, state: _State) -> int:
         assert state.last is not None
         return state.last.attempt or state.deliveries
 
+    def _refused(self, event: Event) -> None:
+        """What was settled is not: it came too late."""
+        state = self.states.get((event.where, event.id))
+        if state and state.settled and state.settled.who == event.who:
+            state.failures -= state.settled.kind is Kind.NACK
+            state.settled = state.acked = state.letter_due = state.due = None
+
     def _confirm(self, event: Event) -> None:
         for state in self.unconfirmed.pop(event.who, ()):
             if state.settled and state.settled.who == event.who:
                 state.confirmed = True
+
+    def _leaving(self, event: Event) -> None:
+        self.ended[event.who] = event
 
     def _end(self, event: Event) -> None:
         if event.kind is Kind.CLOSED:
@@ -236,7 +257,7 @@ class _Checker:
         if drained:
             for place in places:
                 self._judge_lost(place)
-            self._judge_letters()
+            self._judge_unfinished()
         self.found.saw("keys", len(self.order.keys))
 
     def _judge_answer(self, sent: _Sent) -> None:
@@ -266,9 +287,18 @@ class _Checker:
         state = self.states.get((place, sent.event.id))
         return state is not None and (state.deliveries > 0 or state.letters > 0)
 
-    def _judge_letters(self) -> None:
+    def _judge_unfinished(self) -> None:
         for state in self.states.values():
+            if state.last and not state.letters and self._given_back(state):
+                self.found.add("forgotten", state.last, state.settled or self.ended[state.last.who])
             if state.letter_due and not state.letters:
                 self.found.add("letter_missing", state.last, state.letter_due)
             if state.letters and state.acked:
                 self.found.add("letter_and_processed", state.last, state.acked)
+
+    def _given_back(self, state: _State) -> bool:
+        """Is it nobody's since its latest delivery, and neither handled nor parked?"""
+        assert state.last is not None
+        if state.settled is None:
+            return state.last.who in self.ended
+        return state.settled.kind in (Kind.NACK, Kind.RELEASE) and state.letter_due is None

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
@@ -76,6 +76,12 @@ class Child(ABC):
             self.history.add(VERBS[verb], self.name, self._where, id=event.id, key=event.key)
         self._do({"do": verb, "ids": [event.id for event in deliveries]})
 
+    def idle(self, seconds: float) -> tuple[float, int]:
+        """Wait for messages where none come, as an iteration does: the processor time that this
+        took, and how often the adapter was asked."""
+        (cost,) = self._do({"do": "idle", "seconds": seconds})
+        return cost["cpu"], cost["calls"]
+
     def kill(self) -> None:
         """Die now, without a word to the broker."""
         if not self.dead:
@@ -104,7 +110,7 @@ class ProcessChild(Child):
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        wanted = _subscription_to_dict(subscription)
+        wanted = subscription_to_dict(subscription)
         self._do({"url": url, "subscription": wanted, "options": options})  # it is connected
 
     def _do(self, command: dict[str, Any]) -> list[dict[str, Any]]:
@@ -157,13 +163,16 @@ def crash_in_process(broker: anymq.Broker) -> None:
 class _Worker:
     """Obeys commands: the same in a process and in a session."""
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: Any, clock: Callable[[], float] = time.thread_time) -> None:
         self.consumer = consumer
+        self.clock = clock  # of the processor time that is its own
         self.held: dict[str | None, Delivery] = {}
 
     def obey(self, command: dict[str, Any]) -> list[dict[str, Any]]:
         if command["do"] == "take":
             return self._take(command["n"], command["within"])
+        if command["do"] == "idle":
+            return [self._idle(command["seconds"])]
         if command["do"] == "dead_letter":
             for name in command["ids"]:
                 self.held.pop(name).dead_letter("on purpose")
@@ -172,6 +181,23 @@ class _Worker:
             getattr(self.held.pop(name), command["do"])()
         self.consumer.flush(10.0)
         return []
+
+    def _idle(self, seconds: float) -> dict[str, Any]:
+        calls, receiver = 0, self.consumer._receiver
+        real = receiver.receive
+
+        def counted(limit: int, wait: float) -> Any:
+            nonlocal calls
+            calls += 1
+            return real(limit, wait)
+
+        receiver.receive = counted
+        until, cpu = time.monotonic() + seconds, self.clock()
+        while (left := until - time.monotonic()) > 0:
+            self.consumer.receive(1, min(left, 1.0))
+        cpu = self.clock() - cpu
+        receiver.receive = real
+        return {"cpu": cpu, "calls": calls}
 
     def _take(self, n: int, within: float) -> list[dict[str, Any]]:
         until = time.monotonic() + within
@@ -193,7 +219,8 @@ def _delivery_to_dict(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _subscription_to_dict(subscription: Subscription) -> dict[str, Any]:
+def subscription_to_dict(subscription: Subscription) -> dict[str, Any]:
+    """As it can travel to another process, as JSON."""
     fields = asdict(subscription)
     fields["requires"] = fields["topic"]["requires"] = ()
     if subscription.dead_letter not in (True, False):
@@ -201,7 +228,7 @@ def _subscription_to_dict(subscription: Subscription) -> dict[str, Any]:
     return fields
 
 
-def _subscription_from_dict(fields: dict[str, Any]) -> Subscription:
+def subscription_from_dict(fields: dict[str, Any]) -> Subscription:
     fields["topic"] = Topic(**fields["topic"])
     if isinstance(fields["dead_letter"], dict):
         fields["dead_letter"] = Topic(**fields["dead_letter"])
@@ -212,8 +239,8 @@ def main() -> None:
     first = json.loads(sys.stdin.readline())
     try:
         broker = anymq.connect(first["url"])
-        subscription = _subscription_from_dict(first["subscription"])
-        worker = _Worker(broker.consumer(subscription, **first["options"]))
+        subscription = subscription_from_dict(first["subscription"])
+        worker = _Worker(broker.consumer(subscription, **first["options"]), time.process_time)
         _say({"taken": []})
         for line in sys.stdin:
             _say({"taken": worker.obey(json.loads(line))})

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from anymq import registry
+from anymq.broker import Broker, connect
 from anymq.errors import AnymqError, ConfigError
 from anymq.url import Url, did_you_mean, read_options
 
@@ -37,6 +38,7 @@ class Column:
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
     local        the handle, where the suite started the broker itself
     options      what its URL says behind the `?`, where the suite makes the URL
+    connect      how a case opens a session: anymq.connect(), or anything that returns the same
     """
 
     name: str
@@ -49,6 +51,7 @@ class Column:
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
+    connect: Callable[..., Broker] = connect
     _own: LocalBroker | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -71,7 +74,11 @@ class Column:
 
     def url_of(self, broker: LocalBroker) -> str:
         """How this column connects to it."""
-        return _with_options(broker.url, self.options)
+        return self.with_options(broker.url)
+
+    def with_options(self, url: str) -> str:
+        """A URL of its broker with the options that this column stands for."""
+        return _with_options(url, self.options)
 
     def close(self) -> None:
         """Stop what was started, unless another column runs against it."""

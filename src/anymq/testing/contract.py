@@ -20,6 +20,7 @@ NEEDS = {
     "kill": "a broker that can be killed and started again",
     "pause": "a broker that can be paused",
     "restart": "a broker that can be restarted",
+    "users": "a broker that users can be added to",
 }
 
 FAMILIES = {
@@ -41,6 +42,7 @@ FAMILIES = {
     "ADM": "Administration",
     "SEC": "Security",
     "MIG": "Migration",
+    "HIS": "Histories",
 }  # in the order in which they are run and shown
 
 Case = Callable[["Scenario"], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,8 +27,10 @@ class Kind(StrEnum):
     RELEASE = "release"
     DEAD_LETTER = "dead_letter"  # asked for by the consumer
     STALE = "stale"  # settled again, or after it was lost: says nothing about the message
+    REFUSED = "refused"  # the broker did not take a settlement that was recorded before
     LETTER = "letter"  # read from the dead letters
     FLUSHED = "flushed"  # every ack of this consumer so far is applied
+    CLOSING = "closing"  # a consumer begins to close: from here on what it holds may come again
     CLOSED = "closed"  # a consumer closed in good order: its acks are applied, the rest given back
     CRASH = "crash"  # a producer or consumer died with all it held
     FAULT = "fault"  # something was done to the broker or to the way to it
@@ -87,14 +89,18 @@ class Event:
 class History:
     """Collects events from any thread."""
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+    def __init__(
+        self, events: Iterable[Event] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock`: that of the broker, where it is not the usual one."""
         self._lock = threading.Lock()
-        self._start = time.monotonic()
+        self._clock = clock
+        self._start = clock()
         self.events: list[Event] = list(events)
 
     def now(self) -> float:
         """Seconds since the history began."""
-        return time.monotonic() - self._start
+        return self._clock() - self._start
 
     def relative(self, monotonic: float | None) -> float | None:
         """A time.monotonic() on the clock of this history."""
@@ -103,7 +109,7 @@ class History:
     def add(self, kind: Kind, who: str = "", where: str = "", **rest: Any) -> Event:
         """Record that it happens now. `rest` are the other fields of Event."""
         with self._lock:
-            event = Event(kind, time.monotonic() - self._start, who, where, **rest)
+            event = Event(kind, self._clock() - self._start, who, where, **rest)
             self.events.append(event)
         return event
 

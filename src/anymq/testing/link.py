@@ -14,7 +14,10 @@ from anymq.url import Url
 if TYPE_CHECKING:
     from anymq.broker import Broker
 
-PORTS = {"redis": 6379, "rabbitmq": 5672, "amqp": 5672}  # where a URL names none
+PORTS = {
+    "redis": 6379, "rediss": 6379,
+    "rabbitmq": 5672, "amqp": 5672, "rabbitmqs": 5671, "amqps": 5671,
+}  # where a URL names none  # fmt: skip
 
 
 class Link:
@@ -27,6 +30,10 @@ class Link:
         self._relay = relay
 
     @property
+    def relay(self) -> Relay | None:
+        return self._relay
+
+    @property
     def stalls(self) -> bool:
         return self._relay is not None
 
@@ -37,6 +44,20 @@ class Link:
             self._relay.close()
         else:
             self.broker.native.cut()
+
+    def drop(self) -> None:
+        """Both sides see their connection closed; who connects again gets through."""
+        self._history.add(Kind.FAULT, text="the connection is dropped")
+        if self._relay is not None:
+            self._relay.drop()
+        else:
+            self.broker.native.cut()
+
+    def mute(self) -> None:
+        """From now on what is sent arrives, and its answers do not."""
+        assert self._relay is not None, "a broker in this process cannot be muted"
+        self._history.add(Kind.FAULT, text="answers are held back")
+        self._relay.answering.clear()
 
     def stall(self) -> None:
         """From now on nothing travels, in either direction, and nobody is told."""
@@ -60,8 +81,12 @@ class Relay:
         self._closed = False
         self._sockets: list[socket.socket] = []
         self.accepted = 0  # connections so far
-        self.flowing = threading.Event()
+        self.greetings: list[bytes] = []  # what each of them began with
+        self.requests = 0  # pieces that came from those who connected
+        self.answered = 0  # bytes that the server had for them and they took
+        self.flowing, self.answering = threading.Event(), threading.Event()
         self.flowing.set()
+        self.answering.set()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, name="relay", daemon=True).start()
@@ -73,15 +98,27 @@ class Relay:
             for one in (self._server, *self._sockets):
                 _shut(one)
         self.flowing.set()
+        self.answering.set()
+
+    def drop(self) -> None:
+        """Cut every connection; others may follow."""
+        with self._lock:
+            cut, self._sockets = self._sockets, []
+        for one in cut:
+            _shut(one)
 
     def _accept(self) -> None:
         while True:
             try:
                 near, _ = self._server.accept()
-                far = socket.create_connection(self._target)
             except OSError:
                 self._server.close()
                 return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:  # the server is down: so are we, to this one
+                near.close()
+                continue
             for one in (near, far):  # a small answer must not wait for another to travel with
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
@@ -93,16 +130,28 @@ class Relay:
                 self._sockets += (near, far)
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(
-                    target=self._pass_on, args=(source, sink), name="relay", daemon=True
+                    target=self._pass_on,
+                    args=(source, sink, source is near),
+                    name="relay",
+                    daemon=True,
                 ).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, asking: bool) -> None:
+        first = asking
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if first:
+                    self.greetings.append(data[:16])
+                    first = False
                 self.flowing.wait()
+                if not asking:
+                    self.answering.wait()
                 if self._closed:
                     break  # what was held back is lost
                 sink.sendall(data)
+                with self._lock:
+                    self.requests += asking
+                    self.answered += 0 if asking else len(data)
         _shut(sink)
         source.close()
 

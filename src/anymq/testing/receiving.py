@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from anymq.errors import AnymqError
-from anymq.message import Delivery, Message
+from anymq.errors import AnymqError, LeaseLostError, RejectedError
+from anymq.message import Delivery, Message, SendOutcome, Status
+from anymq.spi import Refusal
+from anymq.testing.front import FrontConsumer
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Subscription
 
@@ -55,7 +57,7 @@ class Taken:
         if wait:
             self.consumer.note(Kind.FLUSHED, id=self.id)
 
-    def nack(self, delay: float = 0.0, error: BaseException | None = None) -> None:
+    def nack(self, delay: float | None = None, error: BaseException | None = None) -> None:
         due = self.consumer.history.now() + delay if delay else None
         self._settle(Kind.NACK, lambda: self.delivery.nack(delay, error), due)
 
@@ -140,6 +142,13 @@ class RecordingConsumer:
         """One call of Consumer.receive()."""
         return [self._record(delivery) for delivery in self.raw.receive(limit, wait)]
 
+    def receive_or_cancel(self, limit: int, turns: int) -> list[Taken] | None:
+        """One call of receive() on the asyncio front, cancelled after so many turns of its loop;
+        None: it was."""
+        assert isinstance(self.raw, FrontConsumer), "only asyncio can cancel"
+        found = self.raw.receive_or_cancel(limit, turns)
+        return None if found is None else [self._record(delivery) for delivery in found]
+
     def drain(
         self,
         expected: Iterable[Message | Taken],
@@ -221,6 +230,7 @@ class RecordingConsumer:
         except BaseException:
             self.raw.close(0.1)  # what its thread left unsettled will never be
             raise
+        self.note(Kind.CLOSING)
         self.raw.close(timeout)
         self.note(Kind.CLOSED)
 
@@ -236,6 +246,29 @@ class RecordingConsumer:
             raise error
 
         setattr(receiver, call, failing)
+
+    def refuse_next_ack(self) -> None:
+        """The broker refuses what is acked next: it is no longer ours."""
+        receiver = self.raw._receiver
+        real = receiver.ack
+
+        def refusing(deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+            receiver.ack = real  # type: ignore[method-assign]
+            return [(delivery, LeaseLostError("refused on purpose")) for delivery in deliveries]
+
+        receiver.ack = refusing  # type: ignore[method-assign]
+
+    def lose_next_letter(self) -> None:
+        """The next dead letter is not stored."""
+        letters = self.raw._letters
+        assert letters is not None
+        real = letters.forward
+
+        def failing(message: Message, done: Callable[[SendOutcome], None]) -> None:
+            letters.forward = real  # type: ignore[method-assign]
+            done(SendOutcome(Status.FAILED, RejectedError("not stored on purpose")))
+
+        letters.forward = failing  # type: ignore[method-assign]
 
     # the history
 

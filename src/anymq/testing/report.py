@@ -34,6 +34,7 @@ SYMBOL = {
 }
 ROLES = {"p": "producer", "c": "consumer", "d": "dead letters", "k": "consumer"}
 BROKER = "broker"  # who a fault happens to
+LASTING = ("kill", "pause", "the connection stalls")  # faults, until the next one
 STEPS = 40
 
 _FIRST = {  # what an event says by itself
@@ -48,8 +49,10 @@ _FIRST = {  # what an event says by itself
     Kind.RELEASE: "gives {m} back",
     Kind.DEAD_LETTER: "parks {m} as a dead letter",
     Kind.STALE: "settles {m}, too late",
+    Kind.REFUSED: "is told that it settled {m} too late",
     Kind.LETTER: "reads {m} from the dead letters",
     Kind.FLUSHED: "all its acks so far are applied",
+    Kind.CLOSING: "begins to close",
     Kind.CLOSED: "closes",
     Kind.CRASH: "dies with all it holds",
 }
@@ -107,6 +110,8 @@ class Step:
 
     at     seconds since the history began
     who    a producer or consumer, BROKER, or nobody for a note
+    takes  ids of the messages that it holds from now on, and those that it `ends` to hold; it may
+           end both in one step. `ends_all`: it holds nothing any more
     """
 
     at: float
@@ -114,6 +119,9 @@ class Step:
     text: str
     fault: bool = False
     note: bool = False
+    takes: set[str] = field(default_factory=set)
+    ends: set[str] = field(default_factory=set)
+    ends_all: bool = False
 
 
 def steps(events: Iterable[Event], names: Mapping[str, str]) -> list[Step]:
@@ -214,7 +222,13 @@ class _Group:
             tail = f" {tail}" if tail else ""
             separator = ": " if event.kind not in _SETTLING else ", "
             text += f"{separator}{verb}{it}{tail}{_extra(event)}"
-        return Step(first.at, first.who, text, fault=first.kind is Kind.CRASH)
+        step = Step(first.at, first.who, text, fault=first.kind is Kind.CRASH)
+        kinds = {event.kind for event in self.events}
+        messages = {id for id in self.ids if id is not None}
+        step.takes = messages if kinds & _TAKING else set()
+        step.ends = messages if kinds & _ENDING else set()
+        step.ends_all = first.kind in (Kind.CRASH, Kind.CLOSED)
+        return step
 
     def _messages(self, names: Mapping[str, str]) -> str:
         short = [names.get(id or "", id or "?") for id in self.ids]
@@ -230,7 +244,9 @@ class _Group:
         return f"{', '.join(short[:-1])} and {short[-1]}{key}"
 
 
+_TAKING = frozenset({Kind.RECEIVED, Kind.LETTER})
 _SETTLING = frozenset({Kind.ACK, Kind.NACK, Kind.RELEASE, Kind.DEAD_LETTER, Kind.STALE})
+_ENDING = _SETTLING | {Kind.REFUSED}
 
 
 def _shape(events: Sequence[Event]) -> list[tuple[object, ...]]:

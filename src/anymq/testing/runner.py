@@ -168,6 +168,11 @@ class Matrix:
     def failing(self) -> list[Cell]:
         return [cell for cell in self.cells.values() if cell.failing]
 
+    def seconds(self, column: Column, contracts: Iterable[Contract]) -> float:
+        """How long these took on a column."""
+        found = (self.cells.get((one.id, column.name)) for one in contracts)
+        return sum(cell.seconds for cell in found if cell)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "backends": [column.to_dict() for column in self.columns],

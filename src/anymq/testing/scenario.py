@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anymq
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
 from anymq.errors import AnymqError, PlannedError, UnsupportedError
 from anymq.message import Message
+from anymq.testing import front
 from anymq.testing.checker import check
 from anymq.testing.child import Child, ProcessChild, SessionChild
 from anymq.testing.columns import Column
@@ -127,15 +127,21 @@ class Scenario:
         return Subscription(topic or self.topic, name, **options)
 
     def provision(self, *what: Topic | Subscription) -> None:
-        """Make them; they are removed at the end."""
+        """Make them; they are removed at the end, but for what is somebody else's."""
         what = what or (self.topic, self.subscription)
-        self._made += what
+        self._made += [one for one in what if one.address is None]
         self.broker.provision(*what)
 
     def connect(self, url: str = "", *, reconnect: bool = False, **options: Any) -> Broker:
         """Another session with the broker, closed at the end. Its loss is the end of it, unless it
         is to reconnect; `options` are those of anymq.connect()."""
-        broker = anymq.connect(url or self.url, reconnect=reconnect, **options)
+        broker = self.column.connect(url or self.url, reconnect=reconnect, **options)
+        self._brokers.append(broker)
+        return broker
+
+    def connect_aio(self) -> Broker:
+        """Another session, through anymq.aio."""
+        broker = front.connect(self.url)
         self._brokers.append(broker)
         return broker
 
@@ -197,13 +203,19 @@ class Scenario:
         self._consumers.append(consumer)
         return consumer
 
-    def child(self, subscription: Subscription | None = None, **options: Any) -> Child:
+    def child(
+        self,
+        subscription: Subscription | None = None,
+        *,
+        url: str | None = None,
+        **options: Any,
+    ) -> Child:
         """A consumer that can be killed with all that it holds: in a process of its own, or, for a
-        broker that lives in this process, in a session of its own."""
+        broker that lives in this process, in a session of its own. `url`: another way there."""
         subscription = subscription or self.subscription
         kind = SessionChild if self.column.in_process else ProcessChild
         name = f"k{next(self._names)}"
-        child = kind(self.history, self.url, subscription, name, self.patience, options)
+        child = kind(self.history, url or self.url, subscription, name, self.patience, options)
         self._children.append(child)
         return child
 
@@ -215,6 +227,12 @@ class Scenario:
         assert self.local is not None, f"{self.contract.id} neither needs nor wants {what}"
         self.history.add(Kind.FAULT, text=what)
         getattr(self.local, what)()
+
+    def powerless(self) -> str:
+        """The URL of a user who may log in, and nothing else. Of a contract that needs users."""
+        assert self.local is not None, f"{self.contract.id} does not need users"
+        name, password = f"user-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+        return self.column.with_options(self.local.add_user(name, password, powerless=True))
 
     def reconnect(self) -> Broker:
         """A new session, which from now on is `broker`."""
@@ -309,6 +327,7 @@ class Scenario:
         to their topic."""
         places = [place(s) for s in (where or [self.subscription])]
         options.setdefault("max_attempts", self.subscription.max_attempts)
+        options.setdefault("ordered", self.subscription.ordered)
         found = check(self.history, where=places, **options)
         for name, always in [(n, True) for n in NEVER] + [(n, False) for n in classes]:
             for finding in found.named(name):

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from anymq.errors import AnymqError, ConnectionLostError, SendUnknownError
-from anymq.message import Message, SendOutcome, Status
+from anymq.message import STORED, Message, SendOutcome, Status
 from anymq.spi import Done
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Topic
@@ -122,6 +122,11 @@ class RecordingProducer:
         future.add_done_callback(lambda done: self._future_done(message, done))
         return future
 
+    def sent_elsewhere(self, message: Message) -> None:
+        """Somebody else sends it, whom nobody writes down: for the history."""
+        self._sending(message)
+        self._answered(message, STORED)
+
     def lose_next_answer(self) -> None:
         """What is sent next reaches the broker, whose answer does not reach us."""
         sender = self.raw._outbox.sender
@@ -133,6 +138,20 @@ class RecordingProducer:
             send(batch, lambda outcomes: done([lost] * len(outcomes)))
 
         sender.send = losing  # type: ignore[method-assign]
+
+    def hold_back(self) -> Callable[[], None]:
+        """What is sent from now on waits in front of the broker, until what this returns is
+        called; as if the broker were too slow, where nothing is on the way that could stall."""
+        sender, waiting = self.raw._outbox.sender, list[tuple[Sequence[Message], Done]]()
+        send = sender.send
+        sender.send = lambda batch, done: waiting.append((batch, done))  # type: ignore[method-assign]
+
+        def let_go() -> None:
+            sender.send = send  # type: ignore[method-assign]
+            for batch, done in waiting:
+                send(batch, done)
+
+        return let_go
 
     def close(self, timeout: float = 10.0) -> None:
         self.raw.close(timeout)

@@ -11,13 +11,15 @@ from anymq.testing.history import Event
 class Order:
     """Order within a stream: what one producer sent with one key, seen by one subscription."""
 
-    def __init__(self, found: Judgement) -> None:
+    def __init__(self, found: Judgement, ordered: bool) -> None:
+        """`ordered`: messages without a key keep their order among themselves, too."""
         self.found = found
+        self.ordered = ordered
         self.keys: set[tuple[str, str | None]] = set()
         self.newest: dict[tuple[str, str, str | None], Event] = {}  # highest seq, first deliveries
         self.seqs: dict[tuple[str, str | None], tuple[str, int]] = {}  # id -> producer, seq
         self.back: dict[tuple[str, str, str | None], list[int]] = {}  # given back, not yet again
-        self.newest_back: dict[tuple[str, str, str | None], Event] = {}  # the latest of these
+        self.newest_back: dict[tuple[str, str | None], Event] = {}  # the latest of a key
 
     def first(self, event: Event, sent: Event | None) -> None:
         if sent is None or sent.seq is None:
@@ -39,20 +41,21 @@ class Order:
         self._overtakes(event, delivery)
 
     def went_back(self, event: Event, delivery: Event) -> None:
-        seq = self._seq(delivery)
-        if seq is not None and event.key is not None:
-            heappush(self.back.setdefault(self._stream(delivery), []), seq)
-            self.newest_back[self._stream(delivery)] = event
+        if delivery.key is not None or self.ordered:
+            self.newest_back[delivery.where, delivery.key] = event
+        self.left(delivery)
 
     def left(self, delivery: Event) -> None:
-        """Its consumer closed or died with it."""
+        """It is not with its consumer any more, and not handled."""
         seq = self._seq(delivery)
         if seq is not None and delivery.key is not None:
-            heappush(self.back.setdefault(self._stream(delivery), []), seq)
+            waiting = self.back.setdefault(self._stream(delivery), [])
+            if seq not in waiting:  # given back too late, and then left
+                heappush(waiting, seq)
 
     def taken_along(self, delivery: Event) -> bool:
         """Was one of its key given back by its consumer while it was held?"""
-        back = self.newest_back.get(self._stream(delivery))
+        back = self.newest_back.get((delivery.where, delivery.key))
         return back is not None and back.who == delivery.who and back.at >= delivery.at
 
     def _overtakes(self, event: Event, delivery: Event) -> None:
@@ -102,6 +105,11 @@ class Holders:
         if delivery.key is not None:
             holders = self.held.get((delivery.where, delivery.key), {})
             holders.get(delivery.who, {}).pop(delivery.id, None)
+
+    def drop_lane(self, delivery: Event) -> None:
+        """Given back, and with it what its consumer holds of its key."""
+        if delivery.key is not None:
+            self.held.get((delivery.where, delivery.key), {}).pop(delivery.who, None)
 
     def gone(self, who: str) -> None:
         for key in self.of.pop(who, ()):

@@ -11,6 +11,8 @@ broker itself. A contract that passes on it although it is named here is a bug i
 | handing_out | to whom, in which order, with which attempt, for how long |
 | settling | acks, nacks, releases, extensions |
 | sending | where it goes, and what the sender is told |
+| sessions | what they leave behind, what they miss, what a child makes of them |
+| groups | consumers and subscriptions that come, go or stand still |
 | timing | delays, expiry, priorities, what one consumer keeps from others |
 | dead_letters | dead letters and retries |
 | admin | making and checking topics and subscriptions |
@@ -21,10 +23,12 @@ from __future__ import annotations
 from anymq.testing.mutants import (  # importing registers them
     admin,
     dead_letters,
+    groups,
     handing_out,
     payload,
     redriving,
     sending,
+    sessions,
     settling,
     storing,
     timing,
@@ -36,11 +40,13 @@ __all__ = [
     "Mutant",
     "admin",
     "dead_letters",
+    "groups",
     "handing_out",
     "mutant",
     "payload",
     "redriving",
     "sending",
+    "sessions",
     "settling",
     "storing",
     "timing",

@@ -35,10 +35,11 @@ class Mutant:
     def column(self, patience: float = 1.0, name: str | None = None) -> Column:
         """A fresh broker of this kind, at `memory://name`, to run contracts against."""
         name = f"mutant-{name or self.name}".replace("_", "-")
-        install(name, self._broker())
+        install(name, self.broker())
         return Column(self.name, f"memory://{name}", "in-process", self.what, patience=patience)
 
-    def _broker(self) -> MemoryBroker:
+    def broker(self) -> MemoryBroker:
+        """A fresh broker of this kind."""
         part = self.part
         if issubclass(part, MemoryBroker):
             return part()

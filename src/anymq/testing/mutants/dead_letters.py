@@ -5,6 +5,7 @@ from __future__ import annotations
 from anymq.memory import MemoryBroker
 from anymq.memory.adapter import MemoryAdapter, MemoryReceiver, MemorySender
 from anymq.memory.broker import Entry, Queue
+from anymq.message import Delivery
 from anymq.spi import Depth
 from anymq.testing.mutants.base import mutant
 from anymq.topics import Subscription, Topic
@@ -65,6 +66,39 @@ class ClosesOnTheDelayed(MemoryReceiver):
         super().close(timeout)
         with self.queue.lock:
             self.queue.delayed.clear()
+
+
+@mutant("RTY-05")
+class CountsPerConsumer(MemoryReceiver):
+    """When a consumer closes, the attempts so far are forgotten."""
+
+    def close(self, timeout: float) -> None:
+        super().close(timeout)
+        with self.queue.lock:
+            for entry in (*self.queue.levels[0], *(entry for _, entry in self.queue.delayed)):
+                entry.attempts = 0
+
+
+@mutant("RTY-05")
+class SharesItsMessages(Queue):
+    """What a handler does to a message is done to the one that is kept."""
+
+    def take(self, receiver: MemoryReceiver, limit: int) -> list[Delivery]:
+        taken = super().take(receiver, limit)
+        for delivery in taken:
+            delivery.message = self.leased[delivery.handle].message
+        return taken
+
+
+@mutant("RTY-06")
+class DropsWhatItRefuses(MemoryReceiver):
+    """What a consumer has not settled when it closes is gone."""
+
+    def close(self, timeout: float) -> None:
+        with self.queue.lock:
+            for tag in [tag for tag, e in self.queue.leased.items() if e.holder is self]:
+                del self.queue.leased[tag]
+        super().close(timeout)
 
 
 @mutant("DLQ-06")

@@ -79,7 +79,7 @@ class ReleasedGoesLast(MemoryReceiver):
         super().release(deliveries)
 
 
-@mutant("ORD-05")
+@mutant("ORD-05", "HIS-02")
 class CrashGoesLast(Queue):
     """What a consumer held when it died goes to the end of the queue."""
 
@@ -153,7 +153,7 @@ class CountsReleases(Queue):
         pass
 
 
-@mutant("ACK-02")
+@mutant("ACK-02", "FLW-08")
 class NeverExpires(Queue):
     """A lease never runs out."""
 
@@ -178,7 +178,17 @@ class ExpiresEarly(Queue):
         return taken
 
 
-@mutant("ACK-03")
+@mutant("DDP-03", "DDP-04")
+class NumbersAnew(Queue):
+    """What is delivered again has another id."""
+
+    def give_back(self, entry: Entry) -> None:
+        if entry.attempts:
+            entry.message.id = f"{entry.message.id}-again"
+        super().give_back(entry)
+
+
+@mutant("ACK-03", "DDP-04", "HIS-01", "HIS-03")
 class ForgetsTheCrashed(Queue):
     """What a crashed consumer held is gone."""
 
@@ -189,7 +199,7 @@ class ForgetsTheCrashed(Queue):
                 self.free(entry)
 
 
-@mutant("DEL-09")
+@mutant("DEL-09", "FLW-07")
 class Spins(MemoryReceiver):
     """With nothing to receive, it asks again and again."""
 

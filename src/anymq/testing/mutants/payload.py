@@ -18,7 +18,7 @@ class EmptyIsNothing(Rewriting):
         return (replace(message, key=message.key or None),)
 
 
-@mutant("PAY-05")
+@mutant("PAY-05", "PAY-12")
 class FoldsNamesOfHeaders(Rewriting):
     """Names of headers lose their case."""
 
@@ -101,3 +101,14 @@ class LettersWithoutTypes(Rewriting):
         if "anymq-dead-reason" in message.headers:
             return (replace(message, content_type=None),)
         return (message,)
+
+
+@mutant("PAY-12")
+class LettersBeginANewTrace(Rewriting):
+    """A dead letter, and what is redriven from it, does not tell in which trace it was made."""
+
+    def rewrite(self, message: Message) -> Iterable[Message]:
+        if not any(name.startswith("anymq-dead-") for name in message.headers):
+            return (message,)
+        kept = {n: value for n, value in message.headers.items() if not n.startswith("trace")}
+        return (replace(message, headers=kept),)

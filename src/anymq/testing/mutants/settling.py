@@ -10,7 +10,7 @@ from anymq.spi import Refusal
 from anymq.testing.mutants.base import mutant
 
 
-@mutant("ACK-01")
+@mutant("ACK-01", "HIS-01")
 class AcksAreLost(MemoryReceiver):
     """One ack in three is not applied, and the message comes again."""
 
@@ -68,7 +68,7 @@ class ForgetsNack(MemoryReceiver):
         return self.ack(deliveries)
 
 
-@mutant("RTY-01")
+@mutant("RTY-01", "RTY-02")
 class IgnoresTheDelay(MemoryReceiver):
     """A nack with a delay comes back at once."""
 
@@ -76,7 +76,7 @@ class IgnoresTheDelay(MemoryReceiver):
         return super().nack(deliveries, 0.0)
 
 
-@mutant("RTY-01")
+@mutant("RTY-01", "RTY-02")
 class DelaysForEver(MemoryReceiver):
     """A nack with a delay comes back a minute late."""
 
@@ -92,7 +92,7 @@ class LosesThePrefetch(MemoryReceiver):
         self.ack(deliveries)
 
 
-@mutant("ACK-08", "FLW-06")
+@mutant("ACK-08", "FLW-04", "FLW-06")
 class ExtendsNothing(MemoryReceiver):
     """A lease is not extended, and nobody is told."""
 

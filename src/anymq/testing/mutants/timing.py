@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -66,7 +67,7 @@ class RetriesHoldUpOthers(Queue):
         return [] if any(entry.attempts for _, entry in self.delayed) else super().first(limit)
 
 
-@mutant("DLY-04")
+@mutant("DLY-04", "RPL-04")
 class IgnoresExpiry(Rewriting):
     """What has expired is delivered, and does not say so."""
 
@@ -80,6 +81,25 @@ class ExpiresForGood(Queue):
 
     def expired(self, entry: Entry) -> bool:
         return True
+
+
+@mutant("RPL-04")
+class StopsAtTheExpired(Queue):
+    """What has expired is not delivered, and nothing behind it."""
+
+    def first(self, limit: int) -> list[Entry]:
+        ready = self.levels[0]
+        head = ready[0] if ready else None
+        held_up = head is not None and head.message.expires is not None and self.expired(head)
+        return [] if held_up else super().first(limit)
+
+
+@mutant("RPL-04")
+class ForgetsTheOld(Rewriting):
+    """What was first sent more than a day ago is not kept."""
+
+    def rewrite(self, message: Message) -> Iterable[Message]:
+        return () if (message.timestamp or 0.0) < time.time() - DAY else (message,)
 
 
 @mutant("PRI-01")
@@ -111,7 +131,7 @@ class LastInFirstOut(Queue):
         return taken
 
 
-@mutant("FAN-05")
+@mutant("FAN-05", "FLW-03")
 class GrabsEverything(MemoryReceiver):
     """A consumer takes all there is, whatever its prefetch."""
 
