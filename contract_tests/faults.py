@@ -192,7 +192,7 @@ def _outcome_of(call: Callable[[], object]) -> object:
 
 @contract("LIF-07", UNIVERSAL, needs={"kill", "restart"})
 def a_start_while_the_broker_is_down(s: Scenario) -> None:
-    """It fails at once and names the host; with `wait` it succeeds when the broker has started."""
+    """It fails at once and names the host; with wait= it succeeds when the broker has started."""
     s.fault("kill")
     address = s.url.partition("://")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
     error = s.error_of(lambda: anymq.connect(s.url))
