@@ -11,7 +11,7 @@ from typing import Any
 from anymq import Guarantee, Message, SendOutcome, Status
 from anymq.errors import InvalidMessageError, RejectedError, TooLargeError
 from anymq.testing.contract import UNIVERSAL, contract
-from anymq.testing.receiving import HandlerError, Taken, ids
+from anymq.testing.receiving import HandlerError, RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 
 EVERY_BYTE = bytes(range(256))
@@ -264,17 +264,7 @@ def what_is_beside_the_body(s: Scenario) -> None:
     }
     sent = [producer.send(1, **{name: value})[0] for name, value in values.items()]
     sent += producer.send(1, **values, headers={"own": "header"})
-    taken = consumer.take(len(sent))
-    _arrived(s, sent, taken, "as it was sent")
-    if not s.subscription.dead_letter:
-        return
-    for each in taken:
-        each.nack(error=HandlerError("on purpose"))
-    letters = s.letters()
-    _arrived(s, sent, letters.take(len(sent)), "as a letter")
-    letters.close()
-    s.broker.redrive(s.subscription, limit=len(sent), timeout=s.patience)
-    _arrived(s, sent, consumer.drain(sent), "redriven")
+    _arrive_parked_and_redriven(s, sent, consumer)
 
 
 TRACE = {
@@ -298,6 +288,13 @@ def what_others_put_in_headers(s: Scenario) -> None:
         sent += producer.send(1, body=b'{"order":1}', headers=headers, content_type=kind)
     body = json.dumps({**EVENT, "data": {"order": 1}}).encode()
     sent += producer.send(1, body=body, content_type=STRUCTURED, headers=TRACE)
+    _arrive_parked_and_redriven(s, sent, consumer)
+
+
+def _arrive_parked_and_redriven(
+    s: Scenario, sent: Sequence[Message], consumer: RecordingConsumer
+) -> None:
+    """They arrive whole, and where there are dead letters, also as these and redriven."""
     taken = consumer.take(len(sent))
     _arrived(s, sent, taken, "as it was sent")
     if not s.subscription.dead_letter:

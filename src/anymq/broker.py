@@ -12,14 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from anymq import registry
-from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.capabilities import Capabilities, Guarantee
 from anymq.closing import Closing
 from anymq.consumer import Consumer
 from anymq.errors import (
     AnymqError,
     ClosedError,
     ConfigError,
-    PlannedError,
     RequirementError,
     UnsupportedError,
 )
@@ -179,9 +178,7 @@ class Broker(Closing):
         capabilities = self.capabilities(subscription)
         needed = Guarantee.REPLAY if when is None else Guarantee.SEEK_TIME
         if not capabilities.has(needed):
-            fact = capabilities.fact(needed)
-            kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
-            raise kind(f"{subscription}: seek() on {capabilities.about}: {fact.reason}")
+            raise capabilities.refusal(needed, f"{subscription}: seek()")
         self._session.ask(lambda adapter: adapter.seek(subscription, when))
 
     def check(self) -> None:
@@ -432,11 +429,9 @@ def _check_options(capabilities: Capabilities, at: Subscription) -> None:
     )
     for used, guarantee, option in asked:
         if used and not capabilities.has(guarantee):
-            fact = capabilities.fact(guarantee)
-            kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
             others = ", ".join(_who_has(guarantee, at))
             where = f" ({others} can)" if others else ""
-            raise kind(f"{at}: {option} on {capabilities.about}: {fact.reason}{where}")
+            raise capabilities.refusal(guarantee, f"{at}: {option}", where)
     lease, attempts = capabilities.limits.lease, capabilities.limits.attempts
     if at.lease is not None and lease and not lease[0] <= at.lease <= lease[1]:
         raise UnsupportedError(

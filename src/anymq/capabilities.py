@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from anymq.errors import AnymqError, PlannedError, UnsupportedError
+
 
 class Level(Enum):
     """How far a guarantee is given."""
@@ -140,6 +142,13 @@ class Capabilities:
     def has(self, guarantee: Guarantee) -> bool:
         """True where it can be used: native, emulated or best effort."""
         return self.level(guarantee) in USABLE
+
+    def refusal(self, guarantee: Guarantee, asked: str, others: str = "") -> AnymqError:
+        """The error for `asked`, which needs what cannot be used here: the broker cannot, or the
+        adapter does not yet."""
+        fact = self.fact(guarantee)
+        kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
+        return kind(f"{asked} on {self.about}: {fact.reason}{others}")
 
     def unmet(self, needs: Iterable[Guarantee]) -> dict[Guarantee, Fact]:
         """Those of `needs` that are certainly not promised here. What still depends on the

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from anymq.capabilities import Capabilities, Guarantee, Level
+from anymq.capabilities import Capabilities, Guarantee
 from anymq.closing import Closing
 from anymq.errors import (
     AnymqError,
@@ -22,7 +22,6 @@ from anymq.errors import (
     ClosedError,
     ConnectionLostError,
     InvalidMessageError,
-    PlannedError,
     SendManyError,
     SendUnknownError,
     TooLargeError,
@@ -226,9 +225,7 @@ class Producer(Closing):
         )
         for used, guarantee, name in asked:
             if used and not self.capabilities.has(guarantee):
-                fact = self.capabilities.fact(guarantee)
-                kind = PlannedError if fact.level is Level.PLANNED else UnsupportedError
-                raise kind(f"{name} on {self.capabilities.about}: {fact.reason}")
+                raise self.capabilities.refusal(guarantee, name)
         if message.delay > self.capabilities.limits.delay:
             raise UnsupportedError(
                 f"delay={message.delay:g} s: {self.capabilities.about} takes"
