@@ -12,6 +12,7 @@ from .errors import BrokerFailed
 from .given import GivenRunner
 from .kind import Kind
 from .machine import end_commands
+from .relay import Relay, relay_to
 from .runner import Runner
 
 _READY_SECONDS = 90.0
@@ -42,6 +43,7 @@ class LocalBroker:
         """Its version, as it says itself."""
         # A forked child runs the functions at exit too, and must leave its parent's broker be.
         self._owner = os.getpid()
+        self._relays: list[Relay] = []
         _living.add(self)
         atexit.register(self._stop_in_owner)
 
@@ -62,11 +64,20 @@ class LocalBroker:
         self._do(self._runner.terminate)
         self._serve()
 
+    def relay(self) -> tuple[Relay, str]:
+        """A way to it that can be cut, reset, stalled and slowed, and the URL that leads through
+        it; also for a broker given by URL. It ends with `stop`."""
+        relay, url = relay_to(self.url)
+        self._relays.append(relay)
+        return relay, url
+
     def stop(self) -> None:
         """End it and delete its data. May be called again, and for a broker that is down."""
         atexit.unregister(self._stop_in_owner)
         _living.discard(self)
         self._runner.discard()
+        for relay in self._relays:
+            relay.close()
 
     def add_user(self, name: str, password: str, *, powerless: bool = False) -> str:
         """Add a user who may do everything, or `powerless` nothing but log in, and return the

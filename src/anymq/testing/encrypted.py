@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from anymq import registry
 from anymq.errors import ConfigError
-from anymq.testing.link import Relay, relay_to
+from anymq.local import Relay, relay_to
 from anymq.tls import TLS_OPTIONS, tls_context
 from anymq.url import Url
 
