@@ -134,7 +134,6 @@ class Relay:
                     last += len(data) / self._rate
                 way.put((last + self._delay, data))
         way.put((0.0, b""))
-        source.close()
 
     def _piece(self) -> int:
         return min(_PIECE, max(1, int(self._rate / _PIECES))) if self._rate else _PIECE
@@ -154,14 +153,15 @@ class Relay:
                     self.requests += asking
                     self.answered += 0 if asking else len(data)
         _shut(sink)
-        _shut(source)
-        while arriving[1]:  # it may wait for room
+        _shut(source, socket.SHUT_RD)  # what travels the other way still arrives
+        while arriving[1]:  # its reader may wait for room
             arriving = way.get()
+        source.close()
 
 
-def _shut(one: socket.socket) -> None:
+def _shut(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
+        one.shutdown(how)
 
 
 def relay_to(url: str, make: Callable[[str, int], Relay] = Relay) -> tuple[Relay, str]:
