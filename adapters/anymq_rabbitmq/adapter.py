@@ -14,6 +14,7 @@ from anymq.spi import (
     Capabilities,
     Claim,
     ClosedError,
+    ConnectionLostError,
     Depth,
     Mode,
     Receiver,
@@ -92,7 +93,11 @@ class RabbitAdapter(Adapter):
             if self._closed:
                 raise ClosedError("the session with RabbitMQ is closed")
             if self._publishing is None or self._publishing.lost:
-                self._publishing = open_connection(self._url, self._options, "publishing")
+                self._publishing = open_connection(
+                    self._url, self._options, "publishing", lambda why: self.on_blocked(why)
+                )
+            if self._publishing.blocked:  # a new channel would wait as long as the alarm lasts
+                raise self._publishing.blocked
             return self._publishing
 
     def receiver(
@@ -122,10 +127,17 @@ class RabbitAdapter(Adapter):
         topology.remove(self._consuming, what)
 
     def check(self) -> None:
-        """Both connections where both are open: each can be lost alone."""
-        for connection in (self._consuming, self._publishing):
-            if connection is not None and (connection is self._consuming or not connection.lost):
-                connection.ask("basic_qos", "the check", prefetch_count=1)
+        """Both connections where both are open: each can be lost alone. One that RabbitMQ does not
+        read from would not answer."""
+        self._consuming.ask("basic_qos", "the check", prefetch_count=1)
+        publishing = self._publishing
+        if publishing is None or publishing.lost or publishing.blocked:
+            return
+        try:
+            publishing.ask("basic_qos", "the check", prefetch_count=1)
+        except ConnectionLostError:
+            if not publishing.blocked:  # meanwhile: then the silence is explained
+                raise
 
     def close(self) -> None:
         with self._lock:
