@@ -20,6 +20,7 @@ from anymq.spi import (
     Receiver,
     Sender,
     Subscription,
+    ThrottledError,
     Topic,
     Url,
 )
@@ -52,6 +53,7 @@ class RabbitAdapter(Adapter):
         self._lock = threading.Lock()
         self._closed = False
         self._publishing: Connection | None = None
+        self._published: list[Connection] = []  # that one, and others that an alarm has blocked
         self._consuming = open_connection(url, options, "consuming")
         self.native = self._consuming.native
         self.server = f"RabbitMQ {self.native.server_properties.get('version', '')}".strip()
@@ -92,13 +94,19 @@ class RabbitAdapter(Adapter):
         with self._lock:
             if self._closed:
                 raise ClosedError("the session with RabbitMQ is closed")
-            if self._publishing is None or self._publishing.lost:
+            if self._publishing is None or self._publishing.lost or self._publishing.blocked:
+                # On one that is blocked a new channel would wait for as long as the alarm lasts,
+                # and with it, say, a consumer that opens and may have letters to send.
                 self._publishing = open_connection(
-                    self._url, self._options, "publishing", lambda why: self.on_blocked(why)
+                    self._url, self._options, "publishing", self._on_blocked
                 )
-            if self._publishing.blocked:  # a new channel would wait as long as the alarm lasts
-                raise self._publishing.blocked
+                self._published = [one for one in self._published if not one.lost]
+                self._published.append(self._publishing)
             return self._publishing
+
+    def _on_blocked(self, why: ThrottledError | None) -> None:
+        still = [one.blocked for one in self._published if one.blocked]
+        self.on_blocked(why or (still[0] if still else None))
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
@@ -142,6 +150,6 @@ class RabbitAdapter(Adapter):
     def close(self) -> None:
         with self._lock:
             self._closed = True
-        if self._publishing is not None:
-            self._publishing.close()
+        for publishing in self._published:
+            publishing.close()
         self._consuming.close()
