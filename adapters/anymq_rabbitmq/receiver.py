@@ -127,12 +127,13 @@ class RabbitReceiver(Receiver):
     def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
         if channel is not self._channel:
             return  # one that was given up before
-        found = errors.refused(error, f"queue {self._queue!r}", self._connection.place)
+        what, place = f"queue {self._queue!r}", self._connection.place
+        found = errors.refused(error, what, place, "read")
         if errors.timed_out(error) and not self._closing:
             self._lapse(found)
             return
         if self._started.done():
-            found = errors.session_over(found, f"queue {self._queue!r}")
+            found = errors.session_over(found, what)
         self._on_end(found)
         self._finished.set()
 
