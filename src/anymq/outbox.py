@@ -16,6 +16,7 @@ from anymq.errors import (
     SendUnknownError,
 )
 from anymq.message import STORED, Message, SendOutcome, Status
+from anymq.pump import Pump
 from anymq.spi import Done, Sender
 
 NEVER = float("inf")
@@ -60,8 +61,10 @@ class Waiting:
 class Outbox:
     """What waits in front of Sender.send, bounded in messages and bytes.
 
-    Whoever finds it idle pumps it: no thread, no linger; while one batch is in flight the next
-    one grows, and goes when that one is answered or when it is full.
+    Whoever finds it idle pumps it, without linger; while one batch is in flight the next one grows,
+    and goes when that one is answered or when it is full. A sender that waits for the network is
+    called on a thread of its own instead: nobody waits longer than he wants to, and nobody is kept
+    to send what others hand over.
 
     When its session is lost and `on_lost` says that another follows, it holds everything back
     until resume(): what was not handed over, and with `resend` also what is unknown, in order.
@@ -94,6 +97,7 @@ class Outbox:
         self.held = False  # its session is lost; one of in_flight then stands for it
         self.unknown: list[Waiting] = []  # in the order of their answers, which is that of sending
         self.refused: list[Waiting] = []  # not handed over, in order, after those
+        self._thread = Pump()
 
     def put(self, chunk: Sequence[Message], done: Done, timeout: float) -> None:
         """Hand over a chunk in its turn. Raises BackPressureTimeout when there is no room for
@@ -115,7 +119,7 @@ class Outbox:
                 self.in_flight = 1
                 flight = Flight(self, chunk, size, done)
             self.pumping = True
-        self._pump(flight)
+        self._start(flight)
 
     def drain(self, timeout: float) -> int:
         """Wait until everything is answered; how many messages are not."""
@@ -152,10 +156,21 @@ class Outbox:
         if self.waiters:
             self.changed.notify_all()
 
+    def close(self) -> None:
+        """After end(): nothing more is handed over."""
+        self._thread.close()
+
     # handing over
 
+    def _start(self, flight: Flight) -> None:
+        """Pump, here where that cannot wait. The caller has set pumping."""
+        if self.sender.waits:
+            self._thread.run(lambda: self._pump(flight))
+        else:
+            self._pump(flight)
+
     def _pump(self, flight: Flight) -> None:
-        """Hand over a batch, and what came meanwhile. The caller has set pumping."""
+        """Hand over a batch, and what came meanwhile."""
         while True:
             self._hand_over(flight)
             with self.lock:
@@ -268,9 +283,7 @@ class Outbox:
                 return
             self.pumping = True
             flight = self._next()
-        # On a thread of its own: a sender that blocks keeps whoever pumps for as long as others
-        # hand over more.
-        threading.Thread(target=self._pump, args=(flight,), name="anymq-send", daemon=True).start()
+        self._thread.run(lambda: self._pump(flight))  # others may keep it busy, not who calls
 
     def expire(self, why: AnymqError) -> None:
         """Give up what could not be sent in its time."""
@@ -382,7 +395,7 @@ class Flight:
                 return
             box.pumping = True
             following = box._next()
-        box._pump(following)
+        box._start(following)
 
     def _keep_unknown(self, outcomes: Sequence[SendOutcome]) -> Sequence[Waiting]:
         """Tell the outcomes that are final; the rest is sent again on the next session."""

@@ -287,6 +287,7 @@ class Producer(Closing):
             self._closed = True
         failed = self._outbox.end(over)
         self._outbox.sender.close(max(0.0, until - time.monotonic()))
+        self._outbox.close()
         if left > failed:
             raise self._unanswered(left, timeout)
         if failed:

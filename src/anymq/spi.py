@@ -139,7 +139,8 @@ class Sender(ABC):
     """Full batches that may be unanswered at once."""
 
     waits: bool = True
-    """Can send() wait for the network? Where it only hands over, an event loop calls it itself."""
+    """Can send() wait for the network? Then it is called on a thread of its own; where it only
+    hands over, on that of whoever sends, which may be that of an event loop."""
 
     @abstractmethod
     def send(self, batch: Sequence[Message], done: Done) -> None:
