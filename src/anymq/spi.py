@@ -173,6 +173,8 @@ class Receiver(ABC):
     @abstractmethod
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         """At most `limit` deliveries; as soon as there is one; after `wait` seconds with none.
+        Deliveries themselves, no subclass: anymq.aio changes their class when it hands them out.
+        What the adapter needs to settle them goes into Delivery.handle.
 
         Never spins, never drops what it read. What cannot be decoded is delivered as it is.
         Raises the claim's error once the session is lost."""
