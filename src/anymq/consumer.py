@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from anymq.capabilities import Capabilities, Guarantee
+from anymq.closing import Once
 from anymq.dead_letter import letter
 from anymq.errors import (
     AnymqError,
@@ -94,7 +95,7 @@ class Consumer(Reopened):
         self._blocked = False  # a letter was not stored: hand out nothing more
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
-        self._closer: object | None = None  # who has closed it, or is about to
+        self._once = Once()  # closed
         self._fetcher: object | None = None  # who calls the receiver, which takes one at a time
         self._away = False  # its session is lost; it is then the session's turn to fetch
         self._upkeep_wake = threading.Event()
@@ -468,8 +469,9 @@ class Consumer(Reopened):
         parked = threading.Event()
 
         def done(outcome: SendOutcome) -> None:
-            self._parked(delivery, outcome.error)
-            parked.set()
+            if not parked.is_set():
+                self._parked(delivery, outcome.error)
+                parked.set()
 
         limits = letters.capabilities.limits
         try:
@@ -545,19 +547,7 @@ class Consumer(Reopened):
         """Stop; let what other threads are handling finish, at most `timeout` seconds; send the
         last acks; give the rest back. A second close does nothing, but goes on with one that was
         interrupted."""
-        mine = object()
-        try:
-            with self._lock:
-                if self._closer is not None:
-                    return
-                self._closer = mine
-            self._close(time.monotonic() + timeout)
-        except Exception:
-            raise
-        except BaseException:
-            if self._closer is mine:
-                self._closer = None
-            raise
+        self._once.run(self._close, time.monotonic() + timeout)
 
     def _close(self, until: float) -> None:
         self.stop()
