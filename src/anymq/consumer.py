@@ -560,12 +560,16 @@ class Consumer(Reopened):
         if not self._away:  # else nobody fetches any more
             left = max(0.1, until - time.monotonic())
             self._wait_until(lambda: self._take_turn(CLOSE), left)
+        failure = None
         try:
             self._settling.flush()
             self._give_back()
-        finally:
-            if not self._away:  # else it was closed
-                self._receiver.close(max(0.1, until - time.monotonic()))
+        except Exception as error:  # noqa: BLE001 (raised below)
+            failure = error
+        if not self._away:  # else it was closed
+            self._receiver.close(max(0.1, until - time.monotonic()))
+        if failure is not None:
+            raise failure
 
     def _drained(self, me: object) -> bool:
         """Nothing is being handled, but by who closes, and cannot finish now."""
