@@ -368,7 +368,6 @@ class SendMany:
 
     def send(self, messages: list[Message]) -> bool:
         chunk = self.prepare(messages)
-        self.sent.append(chunk)
         good = chunk.good()
         if good:
             try:
@@ -378,6 +377,7 @@ class SendMany:
                 self.broken = True
         else:
             chunk.done(())
+        self.sent.append(chunk)  # not before: an interrupt would wait for what never left
         while len(self.sent) >= CHUNKS_AHEAD or (self.sent and self.sent[0].outcomes is not None):
             self._take()
         return not self.broken
