@@ -1,7 +1,7 @@
 """Real brokers on this machine: found or started, broken on purpose, and cleaned up."""
 
-from .broker import LocalBroker, stop_all
+from .broker import LocalBroker, running_at, stop_all
 from .errors import BrokerFailed, BrokerMissing
 from .search import known, start
 
-__all__ = ["BrokerFailed", "BrokerMissing", "LocalBroker", "known", "start", "stop_all"]
+__all__ = ["BrokerFailed", "BrokerMissing", "LocalBroker", "known", "running_at", "start", "stop_all"]

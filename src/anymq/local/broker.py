@@ -1,16 +1,17 @@
 """The handle of one broker on this machine."""
 
 import atexit
+import itertools
 import os
 import time
 import types
 import weakref
 from collections.abc import Callable
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from .errors import BrokerFailed
 from .given import GivenRunner
-from .kind import Kind
+from .kind import Door, Kind
 from .machine import end_commands
 from .runner import Runner
 
@@ -40,6 +41,7 @@ class LocalBroker:
         """Where it comes from, in one phrase."""
         self.version = "unknown"
         """Its version, as it says itself."""
+        self._doors = itertools.cycle(kind.doors)
         # A forked child runs the functions at exit too, and must leave its parent's broker be.
         self._owner = os.getpid()
         _living.add(self)
@@ -76,11 +78,21 @@ class LocalBroker:
         """
         if isinstance(self._runner, GivenRunner):
             self._runner.refuse("add a user to")
-        self._kind.add_user(self._runner, self.url, name, password, powerless)
-        parts = urlsplit(self.url)
-        address = parts.netloc.rpartition("@")[2]
-        user = f"{quote(name, safe='')}:{quote(password, safe='')}"
-        return urlunsplit(parts._replace(netloc=f"{user}@{address}"))
+        return self._kind.add_user(self._runner, self.url, name, password, powerless)
+
+    @property
+    def title(self) -> str:
+        """How its makers write its name."""
+        return self._kind.title
+
+    def door(self) -> Door | None:
+        """Where a relay to this broker must stand; None where anywhere will do. Each call gives
+        the next of a few, which take turns.
+
+        A client of Kafka goes on to the address that the broker tells it, so a relay anywhere else
+        would be left at once.
+        """
+        return next(self._doors, None)
 
     def alive(self) -> bool:
         """False once its main process has ended; a broker given by URL is taken to live."""
@@ -138,6 +150,12 @@ class LocalBroker:
         return BrokerFailed(
             f"{self._kind.title} ({self.how}) {what}; its last lines:\n{self.output()}"
         )
+
+
+def running_at(port: int) -> LocalBroker | None:
+    """The broker of this process that serves at this port of 127.0.0.1."""
+    own = [one for one in list(_living) if not isinstance(one._runner, GivenRunner)]
+    return next((one for one in own if urlsplit(one.url).port == port), None)
 
 
 def stop_all() -> bool:
