@@ -1,7 +1,17 @@
 """Real brokers on this machine: found or started, broken on purpose, and cleaned up."""
 
-from .broker import LocalBroker, running_at, stop_all
+from .broker import LocalBroker, stop_all
 from .errors import BrokerFailed, BrokerMissing
+from .relay import Relay, relay_to
 from .search import known, start
 
-__all__ = ["BrokerFailed", "BrokerMissing", "LocalBroker", "known", "running_at", "start", "stop_all"]
+__all__ = [
+    "BrokerFailed",
+    "BrokerMissing",
+    "LocalBroker",
+    "Relay",
+    "known",
+    "relay_to",
+    "start",
+    "stop_all",
+]

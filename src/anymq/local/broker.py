@@ -1,7 +1,6 @@
 """The handle of one broker on this machine."""
 
 import atexit
-import itertools
 import os
 import time
 import types
@@ -9,10 +8,12 @@ import weakref
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from .doors import close_doors, open_doors
 from .errors import BrokerFailed
 from .given import GivenRunner
-from .kind import Door, Kind
+from .kind import Kind
 from .machine import end_commands
+from .relay import Relay, relay_to
 from .runner import Runner
 
 _READY_SECONDS = 90.0
@@ -41,9 +42,9 @@ class LocalBroker:
         """Where it comes from, in one phrase."""
         self.version = "unknown"
         """Its version, as it says itself."""
-        self._doors = itertools.cycle(kind.doors)
         # A forked child runs the functions at exit too, and must leave its parent's broker be.
         self._owner = os.getpid()
+        self._relays: list[Relay] = []
         _living.add(self)
         atexit.register(self._stop_in_owner)
 
@@ -64,11 +65,21 @@ class LocalBroker:
         self._do(self._runner.terminate)
         self._serve()
 
+    def relay(self) -> tuple[Relay, str]:
+        """A way to it that can be cut, reset, stalled and slowed, and the URL that leads through
+        it; also for a broker given by URL. It ends with `stop`."""
+        relay, url = relay_to(self.url)
+        self._relays.append(relay)
+        return relay, url
+
     def stop(self) -> None:
         """End it and delete its data. May be called again, and for a broker that is down."""
         atexit.unregister(self._stop_in_owner)
         _living.discard(self)
         self._runner.discard()
+        close_doors(self._port())
+        for relay in self._relays:
+            relay.close()
 
     def add_user(self, name: str, password: str, *, powerless: bool = False) -> str:
         """Add a user who may do everything, or `powerless` nothing but log in, and return the
@@ -84,15 +95,6 @@ class LocalBroker:
     def title(self) -> str:
         """How its makers write its name."""
         return self._kind.title
-
-    def door(self) -> Door | None:
-        """Where a relay to this broker must stand; None where anywhere will do. Each call gives
-        the next of a few, which take turns.
-
-        A client of Kafka goes on to the address that the broker tells it, so a relay anywhere else
-        would be left at once.
-        """
-        return next(self._doors, None)
 
     def alive(self) -> bool:
         """False once its main process has ended; a broker given by URL is taken to live."""
@@ -120,6 +122,9 @@ class LocalBroker:
 
     def __repr__(self) -> str:
         return f"<LocalBroker {self.name} {self.version}, {self.how}>"
+
+    def _port(self) -> int:
+        return urlsplit(self.url).port or 0
 
     def _serve(self) -> None:
         """Start it and wait until it answers its own protocol, 90 s at most."""
@@ -152,12 +157,6 @@ class LocalBroker:
         )
 
 
-def running_at(port: int) -> LocalBroker | None:
-    """The broker of this process that serves at this port of 127.0.0.1."""
-    own = [one for one in list(_living) if not isinstance(one._runner, GivenRunner)]
-    return next((one for one in own if urlsplit(one.url).port == port), None)
-
-
 def stop_all() -> bool:
     """End what this process started, also what is about to start, and what it waits for. True
     when there was something."""
@@ -171,6 +170,8 @@ def stop_all() -> bool:
 def launch(kind: Kind, runner: Runner, url: str, how: str) -> LocalBroker:
     """A broker that was started and serves. Raises BrokerFailed, and then leaves nothing."""
     broker = LocalBroker(kind, runner, url, how)
+    if kind.doors:
+        open_doors(broker._port(), kind.doors)
     try:
         broker._serve()
     except BaseException:

@@ -8,9 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import kafka_wire
+from .doors import Door
 from .errors import BrokerFailed
 from .jars import KafkaJars, java
-from .kind import Distribution, Door, as_user
+from .kind import Distribution, as_user
 from .machine import SYSTEM_PATH, free_port
 from .runner import Command, Runner
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from .doors import Door
 from .machine import Progress
 from .runner import Command, Runner
 
@@ -51,17 +52,6 @@ class Distribution:
     """The container image, without a tag."""
     newest: str
     """The image tag of the newest version that is supported."""
-
-
-@dataclass(frozen=True)
-class Door:
-    """A way into a broker whose clients go on to the address that the broker tells them. Who
-    comes in by this one is told another address, where a relay can stand."""
-
-    port: int
-    """Where the broker listens, on 127.0.0.1."""
-    told: int
-    """The port of 127.0.0.1 that it tells."""
 
 
 class Kind(Protocol):
