@@ -3,6 +3,7 @@ over reads exactly that again."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 from hypothesis import given
@@ -107,6 +108,22 @@ def test_what_was_deleted_does_not_hold_up() -> None:
     assert (offsets.position, offsets.commit().metadata) == (20, "")
 
 
+def test_the_mark_stands_in_each_commit() -> None:
+    offsets = Offsets(0, None, {"ordered": True})
+    for offset in range(3):
+        offsets.read(offset)
+    offsets.settle(1)
+    assert json.loads(offsets.commit().metadata) == {
+        "ordered": True,
+        "end": 2,
+        "open": "0",
+        "failed": {},
+    }
+    offsets.settle(0)
+    offsets.settle(2)
+    assert offsets.commit() == Commit(3, '{"ordered":true}', True)
+
+
 def test_the_same_record_twice_is_one() -> None:
     offsets = Offsets(-2)
     assert offsets.read(5)
@@ -117,5 +134,15 @@ def test_the_same_record_twice_is_one() -> None:
 
 
 def test_metadata_of_others_says_nothing() -> None:
-    for text in (None, "", "x", "[]", "{}", '{"anymq":2}', '{"anymq":1,"end":"x"}', "7", "null"):
+    for text in (
+        None,
+        "",
+        "x",
+        "[]",
+        "{}",
+        '{"ordered":true}',
+        '{"end":"x","open":"","failed":{}}',
+        "7",
+        "null",
+    ):
         assert decode(3, text) is None

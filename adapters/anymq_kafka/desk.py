@@ -12,6 +12,7 @@ from typing import Any
 
 from anymq.spi import AnymqError, Claim, ConnectionLostError, Delivery, LeaseLostError, Refusal
 from anymq_kafka.offsets import Commit, Kept, Offsets
+from anymq_kafka.topology import mark
 from anymq_kafka.wire import attempts, decode
 
 BYTES = 16_000_000  # of bodies that are read ahead, about
@@ -31,7 +32,7 @@ class Assignment(Claim):
         """`written`: its records may say how often they have failed."""
         super().__init__(f"partition {place[1]} of topic {place[0]!r}")
         self.place = place
-        self.offsets = Offsets(start, kept)
+        self.offsets = Offsets(start, kept, mark(ordered))
         self.lane: Hashable = place if ordered else None
         self.out: dict[int, object] = {}  # handed out, by offset: the handle of the delivery
         self.leaving = False  # nothing more is handed out
@@ -152,7 +153,9 @@ class Desk:
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Refusal]:
         """They are handled."""
-        return self._settle(deliveries, lambda assignment, offset, _: assignment.offsets.settle(offset))
+        return self._settle(
+            deliveries, lambda assignment, offset, _: assignment.offsets.settle(offset)
+        )
 
     def fail(self, deliveries: Sequence[Delivery]) -> list[Refusal]:
         """Their handling has failed: again, one attempt later."""

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 METADATA = 4095  # characters that the broker takes, with its default settings
-FORMAT = 1
 NEVER_READ = -1
 
 
@@ -44,9 +44,13 @@ class Commit:
 class Offsets:
     """Of one partition while it is assigned, once."""
 
-    def __init__(self, start: int, kept: Kept | None = None) -> None:
-        """`start` is the committed offset; below 0: the beginning, wherever that is."""
+    def __init__(
+        self, start: int, kept: Kept | None = None, mark: Mapping[str, Any] | None = None
+    ) -> None:
+        """`start` is the committed offset; below 0: the beginning, wherever that is. `mark` stands
+        in the metadata of each commit."""
         kept = kept or Kept(start)
+        self._mark = mark or {}
         self.last = NEVER_READ  # the highest that was read
         self.failed = dict(kept.failed)
         self.start = start
@@ -96,9 +100,9 @@ class Offsets:
     def commit(self) -> Commit:
         position = self.position
         if self._top <= position and not self.failed:
-            return Commit(position, "", True)
+            return Commit(position, _text(self._mark), True)
         behind = list(self._behind())
-        metadata, whole = encode(position, Kept(self._top, behind, self.failed))
+        metadata, whole = encode(position, Kept(self._top, behind, self.failed), self._mark)
         return Commit(position, metadata, whole)
 
     def _behind(self) -> Iterator[int]:
@@ -108,19 +112,19 @@ class Offsets:
             yield offset
 
 
-def encode(position: int, kept: Kept) -> tuple[str, bool]:
+def encode(position: int, kept: Kept, mark: Mapping[str, Any] | None = None) -> tuple[str, bool]:
     """As text of at most METADATA characters. False when something had to be left out: then what
     is farthest behind comes again, and attempts are forgotten."""
     failed = dict(islice(sorted(kept.failed.items()), 100))
     open_, end = list(kept.open), kept.end
     while True:
         found = {
-            "anymq": FORMAT,
+            **(mark or {}),
             "end": end - position,
             "open": _ranges(offset - position for offset in open_),
             "failed": {str(offset - position): count for offset, count in failed.items()},
         }
-        text = json.dumps(found, separators=(",", ":"))
+        text = _text(found)
         if len(text) <= METADATA:
             return text, end == kept.end
         half = len(open_) // 2
@@ -129,17 +133,22 @@ def encode(position: int, kept: Kept) -> tuple[str, bool]:
 
 
 def decode(position: int, metadata: str | None) -> Kept | None:
-    """None for what is not ours."""
+    """None where it says nothing more than the offset, and for what is not ours."""
     try:
         found = json.loads(metadata or "")
-        if found["anymq"] != FORMAT:
-            return None
-        open_ = [position + offset for first, last in _pairs(found["open"])
-                 for offset in range(first, last + 1)]
+        open_ = [
+            position + offset
+            for first, last in _pairs(found["open"])
+            for offset in range(first, last + 1)
+        ]
         failed = {position + int(offset): int(count) for offset, count in found["failed"].items()}
         return Kept(position + int(found["end"]), open_, failed)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    return json.dumps(found, separators=(",", ":")) if found else ""
 
 
 def _ranges(offsets: Iterable[int]) -> str:

@@ -13,7 +13,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import (
@@ -35,6 +36,7 @@ from anymq.spi import (
     NotFoundError,
 )
 from anymq_kafka import errors
+from anymq_kafka.client import Client
 from anymq_kafka.desk import Assignment, Desk, Place, Snapshot
 from anymq_kafka.offsets import decode
 
@@ -49,15 +51,16 @@ DOWN = 15.0  # seconds without any broker after which the session is over
 PROBE = 1.0  # seconds between two looks at a broker that is down
 MAX_POLL = 300_000  # milliseconds; the client's own default, as it is the rebalance timeout too
 
-SETTINGS: Mapping[str, Any] = {
-    "enable.auto.commit": False,
-    "enable.auto.offset.store": False,
-    "auto.offset.reset": "error",  # the start is always said; what is not there is a gap
-    "allow.auto.create.topics": False,
-    "fetch.wait.max.ms": 50,
-    "fetch.queue.backoff.ms": 5,
-    "queued.max.messages.kbytes": 16_384,
+SETTINGS: Mapping[str, Any] = {  # `_` in place of `.`
+    "enable_auto_commit": False,
+    "enable_auto_offset_store": False,
+    "auto_offset_reset": "error",  # the start is always said; what is not there is a gap
+    "fetch_wait_max_ms": 50,
+    "fetch_queue_backoff_ms": 5,
+    "queued_max_messages_kbytes": 16_384,
 }
+NEW = {"group_protocol": "consumer"}  # KIP-848, where the cluster has it
+CLASSIC = {"group_protocol": "classic", "partition_assignment_strategy": "cooperative-sticky"}
 LOST = {  # codes of a commit: this member is none any more, or its assignment is another one
     KafkaError.UNKNOWN_MEMBER_ID,
     KafkaError.ILLEGAL_GENERATION,
@@ -75,18 +78,16 @@ class Owner:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        client: Client,
+        group: str,
+        protocol: Mapping[str, Any],
         topics: Sequence[str],
         desk: Desk,
         on_end: Callable[[Claim], None],
-        *,
-        place: str,
-        own: str | None = None,
     ) -> None:
-        """`config` with group.id and the group's protocol. `place` names the broker in errors;
-        `own`, one of the topics, holds what this subscription alone gets."""
-        self._topics, self._desk, self._on_end = topics, desk, on_end
-        self._place, self._own = place, own
+        """The topics behind the first hold what this group alone gets."""
+        self._group, self._topics, self._desk, self._on_end = group, topics, desk, on_end
+        self._place = client.place
         self._paused = False
         self._full = 0.0  # time.monotonic(): since when there is no room
         self._pending: deque[Snapshot] = deque()  # commits without an answer, in their order
@@ -96,43 +97,58 @@ class Owner:
         self._until = 0.0  # time.monotonic() at which closing gives up
         self.failure: AnymqError | None = None
         few = max(100, min(2 * desk.prefetch, 10_000))
-        self._consumer = Consumer(
-            {
-                **SETTINGS,
-                "queued.min.messages": few,
-                "max.poll.interval.ms": MAX_POLL,
-                **config,
-                "error_cb": self._guard(self._on_error),
-                "on_commit": self._guard(self._on_commit),
-            }
+        self._consumer: Consumer = client.make(
+            Consumer,
+            self._guard(self._on_error),
+            on_commit=self._guard(self._on_commit),
+            group_id=group,
+            queued_min_messages=few,
+            max_poll_interval_ms=MAX_POLL,
+            **SETTINGS,
+            **protocol,
         )
         self._thread = threading.Thread(target=self._run, name="anymq-kafka", daemon=True)
 
     # starting, on the caller's thread
 
     def begin(self) -> None:
-        """Join the group."""
-        self._consumer.subscribe(
-            list(self._topics),
-            on_assign=self._guard(self._on_assign),
-            on_revoke=self._guard(self._on_revoke),
-            on_lost=self._guard(self._on_lost),
-        )
+        """Join the group. It exists where it has committed something, as provisioning does: where
+        it has not, a start would have to be guessed, now and after each failure."""
+        with self._starting():
+            parts = self._partitions(self._topics[0])
+            committed = self._consumer.committed(parts, timeout=ANSWER)
+            if all(each.offset < 0 for each in committed):
+                raise NotFoundError(
+                    f"{self._place}: group {self._group!r} has no place in topic"
+                    f" {self._topics[0]!r}: provision it"
+                )
+            self._consumer.subscribe(
+                list(self._topics),
+                on_assign=self._guard(self._on_assign),
+                on_revoke=self._guard(self._on_revoke),
+                on_lost=self._guard(self._on_lost),
+            )
         self._thread.start()
 
     def begin_alone(self) -> None:
-        """Without a group, at the end of all partitions there are now."""
-        try:
+        """Without a group, at the end of all partitions that there are now."""
+        with self._starting():
             parts = self._partitions(self._topics[0])
             ends = [TopicPartition(each.topic, each.partition, -1) for each in parts]
             starts = self._consumer.offsets_for_times(ends, timeout=ANSWER)
             self._consumer.assign(starts)
-        except KafkaException as error:
-            self._consumer.close()
-            raise self._translate(error, f"read topic {self._topics[0]!r}") from error
         for each in starts:
             self._desk.assign((each.topic, each.partition), each.offset, None)
         self._thread.start()
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        try:
+            yield
+        except (AnymqError, KafkaException) as error:
+            self._consumer.close()
+            found = self._translate(error, f"read topic {self._topics[0]!r}")
+            raise self.failure or found from error
 
     def _partitions(self, topic: str) -> list[TopicPartition]:
         found = self._consumer.list_topics(topic, timeout=ANSWER).topics[topic]
@@ -297,7 +313,7 @@ class Owner:
             if part.offset < 0:  # it was made after the group: all of it is for us
                 part.offset = OFFSET_BEGINNING
             place = (part.topic, part.partition)
-            written = part.topic == self._own
+            written = part.topic in self._topics[1:]
             self._newborn.append(self._desk.assign(place, part.offset, kept, written=written))
         starts = [TopicPartition(part.topic, part.partition, part.offset) for part in found]
         consumer.incremental_assign(starts)
@@ -342,7 +358,9 @@ class Owner:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             self._skip_gap((record.topic(), record.partition()), error)
             return
-        found = errors.from_native(error, f"{self._place}: read {record.topic() or self._topics[0]}")
+        found = errors.from_native(
+            error, f"{self._place}: read {record.topic() or self._topics[0]}"
+        )
         if error.fatal() or isinstance(found, FAILED):
             self._fail(found)
         else:
@@ -357,7 +375,7 @@ class Owner:
         )
         log.warning("%s: %s", self._place, why)
         self._lose(self._desk.assignments([place]), why)
-        self._desk.assign(place, OFFSET_BEGINNING, None, written=place[0] == self._own)
+        self._desk.assign(place, OFFSET_BEGINNING, None, written=place[0] in self._topics[1:])
         self._consumer.seek(TopicPartition(*place, OFFSET_BEGINNING))
 
     # the broker, when it is away
