@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
-from anymq.local import BrokerFailed, BrokerMissing, LocalBroker, start
+from anymq.local import BrokerFailed, BrokerMissing, LocalBroker, NoRelay, start
 from anymq.local.errors import NotPossibleHere
 from anymq.local.jars import KafkaJars
 from anymq.local.kafka import Kafka, StockKafka
@@ -291,7 +291,7 @@ def test_a_given_kafka_is_used_and_never_broken(
         assert (given.version, given.how) == (kafka.version, "given by ANYMQ_KAFKA_URL")
         with pytest.raises(BrokerFailed, match="does not own it"):
             given.kill()
-        with pytest.raises(OSError, match="go on to the address"):
+        with pytest.raises(NoRelay, match="go on to the address"):
             given.relay()
     assert kafka.alive()
 
