@@ -121,7 +121,7 @@ def test_a_given_url_that_is_silent_is_an_error_without_its_password(
 
 
 def test_unknown_names_and_versions_are_refused() -> None:
-    with pytest.raises(ValueError, match="known: rabbitmq, redis"):
+    with pytest.raises(ValueError, match="known: rabbitmq, redis, kafka"):
         start("rabitmq")
     with pytest.raises(ValueError, match=r"known: 4\.3, 4\.0, 3\.10"):
         start("rabbitmq@2.8")
@@ -131,7 +131,7 @@ def test_a_missing_broker_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("anymq.local.container.engine_answers", lambda: False)
     monkeypatch.setattr("anymq.local.roots.is_root", lambda: False)
     monkeypatch.setattr("anymq.local.packages.is_root", lambda: False)
-    monkeypatch.setattr("anymq.local.search.installed", lambda server: None)
+    monkeypatch.setattr("anymq.local.debian.installed", lambda server: None)
     with pytest.raises(BrokerMissing) as raised:
         start("redis")
     text = str(raised.value)

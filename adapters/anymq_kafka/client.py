@@ -24,6 +24,7 @@ from anymq_kafka.hello import Hello, hello
 
 DEFAULT_PORT = 9092
 NEVER_RAISED = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # these stay whatever is tried
+OnError = Callable[[KafkaError], None]
 log = logging.getLogger("anymq.kafka")
 
 
@@ -69,12 +70,12 @@ class Client:
             **_security(url, options, secure),
         }
 
-    def config(self, watch: Watch, **more: Any) -> dict[str, Any]:
+    def config(self, watch: OnError, **more: Any) -> dict[str, Any]:
         """For a handle of the client; `more` with `_` in place of the dots of its settings."""
         named = {name.replace("_", "."): value for name, value in more.items()}
         return {**self._config, "error_cb": watch, "logger": log, **named}
 
-    def make(self, kind: Callable[[dict[str, Any]], Any], watch: Watch, **more: Any) -> Any:
+    def make(self, kind: Callable[[dict[str, Any]], Any], watch: OnError, **more: Any) -> Any:
         """A handle of the client: Producer, Consumer or AdminClient. Connects to nothing yet.
         Raises ConfigError for what the library does not take."""
         self.check_process()

@@ -2,6 +2,16 @@
 
 from .broker import LocalBroker, stop_all
 from .errors import BrokerFailed, BrokerMissing
+from .relay import Relay, relay_to
 from .search import known, start
 
-__all__ = ["BrokerFailed", "BrokerMissing", "LocalBroker", "known", "start", "stop_all"]
+__all__ = [
+    "BrokerFailed",
+    "BrokerMissing",
+    "LocalBroker",
+    "Relay",
+    "known",
+    "relay_to",
+    "start",
+    "stop_all",
+]
