@@ -22,6 +22,7 @@ def _brokers_of_our_own() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("ANYMQ_REDIS_URL", raising=False)
         environment.delenv("ANYMQ_RABBITMQ_URL", raising=False)
+        environment.delenv("ANYMQ_KAFKA_URL", raising=False)
         yield
 
 
@@ -190,9 +191,10 @@ print(holder, flush=True)
     [
         ("redis", "time.sleep(60)"),
         ("rabbitmq", "time.sleep(60)"),
+        ("kafka", "time.sleep(60)"),
         ("redis", "sys.stdin.readline()"),
     ],
-    ids=["killed redis", "killed rabbitmq", "redis at exit"],
+    ids=["killed redis", "killed rabbitmq", "killed kafka", "redis at exit"],
 )
 def test_nothing_outlives_the_parent(name: str, end: str, tmp_path: Path) -> None:
     code = _PARENT.format(name=name, end=end)

@@ -88,19 +88,24 @@ def test_dropped_is_an_end_and_reset_an_error_and_the_next_gets_through(relay: R
 
 def test_stalled_and_muted_bytes_are_held_back_and_travel_on(relay: Relay) -> None:
     with _connect(relay) as connection:
+        connection.sendall(b"0")
+        assert _read(connection, 1) == b"0"
         connection.settimeout(0.2)
         relay.mute()
         connection.sendall(b"1")
         with pytest.raises(TimeoutError):
             connection.recv(1)
-        assert relay.requests == 1
+        assert relay.requests == 2
         relay.resume()
         assert _read(connection, 1) == b"1"
         relay.stall()
         connection.sendall(b"2")
         with pytest.raises(TimeoutError):
             connection.recv(1)
-        assert relay.requests == 1
+        assert relay.requests == 2
+        with _connect(relay) as other:
+            other.sendall(b"3")
+            assert _read(other, 1) == b"3"
         connection.settimeout(PATIENCE)
         relay.resume()
         assert _read(connection, 1) == b"2"

@@ -4,25 +4,28 @@ consumer for each receiver."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from confluent_kafka.admin import AdminClient
-
 from anymq.spi import (
+    DEAD,
     Adapter,
     Capabilities,
     Claim,
+    Depth,
     Mode,
     Receiver,
     Sender,
     Subscription,
     Topic,
+    UnsupportedError,
     Url,
 )
 from anymq_kafka import topology
-from anymq_kafka.capabilities import declare
-from anymq_kafka.client import Client, Watch
+from anymq_kafka.capabilities import RESERVE, declare
+from anymq_kafka.client import Client
 from anymq_kafka.sender import KafkaSender
+from anymq_kafka.topology import Topology
 
 
 def connect(url: Url, options: Mapping[str, Any]) -> Adapter:
@@ -38,19 +41,39 @@ class KafkaAdapter(Adapter):
         self._client, self._options = client, options
         self._hello = client.hello()
         self.server = f"Kafka {self._hello.release or ''}".strip()
-        self._watch = Watch()
-        self.native = client.make(AdminClient, self._watch)
-        client.probe(self.native, self._watch)
+        self._limits: dict[str, int] = {}  # bytes of a message, by topic, where they are known
+        self._topology = Topology(client, options)
+        self.native = self._topology.native
+        self._topology.check()
 
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
-        return declare(self._options, at, self.server)
+        found = declare(self._options, at, self.server)
+        topic = topology.topic_of(at if isinstance(at, Topic) else at.topic)
+        limit = self._limits.get(topic)
+        if limit is None:
+            return found
+        return replace(found, limits=replace(found.limits, body=max(0, limit - RESERVE)))
 
     def provision(self, what: Sequence[Topic | Subscription], mode: Mode) -> None:
-        raise NotImplementedError
+        for each in what:
+            self._topology.provision(each, mode)
 
     def sender(self, to: Topic | Subscription) -> Sender:
-        assert isinstance(to, Topic)
-        return KafkaSender(self._client, topology.topic_of(to))
+        topic = topology.topic_of(to) if isinstance(to, Topic) else self._own_topic(to)
+        self._topology.partitions(topic)
+        limit = self._limits[topic] = self._topology.size_limit(topic)
+        return KafkaSender(self._client, topic, max(0, limit - RESERVE), limit)
+
+    def _own_topic(self, subscription: Subscription) -> str:
+        if subscription.name == DEAD and subscription.queue_name == subscription.topic.name:
+            return subscription.queue_name
+        found = topology.own_topic(subscription, self._options)
+        if found is None:
+            raise UnsupportedError(
+                f"{subscription}: on Kafka a group reads a topic that others read, too: only one"
+                " with dead letters, or with ?retry=topic, has a topic of its own"
+            )
+        return found
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
@@ -63,10 +86,25 @@ class KafkaAdapter(Adapter):
         return found
 
     def remove(self, what: Topic | Subscription) -> None:
-        raise NotImplementedError
+        if isinstance(what, Topic):
+            self._topology.remove_topic(topology.topic_of(what))
+        else:
+            self._topology.remove_group(topology.group_of(what))
+            self._topology.remove_own(what)
+
+    def depth(self, subscription: Subscription) -> Depth:
+        """The group's lag."""
+        waiting = self._topology.waiting(subscription)
+        return Depth(ready=sum(count for count, _ in waiting.values()))
+
+    def purge(self, subscription: Subscription) -> None:
+        self._topology.purge(subscription)
+
+    def seek(self, subscription: Subscription, when: float | None) -> None:
+        self._topology.seek(subscription, when)
 
     def check(self) -> None:
-        self._client.probe(self.native, self._watch)
+        self._topology.check()
 
     def close(self) -> None:
         self._client.check_process()

@@ -9,6 +9,9 @@ from typing import Any
 
 from anymq.spi import Capabilities, Limits, Subscription, Topic
 
+TOPIC_LIMIT = 1_048_588  # max.message.bytes of a topic by default
+RESERVE = 65_536  # bytes of it that are for key, headers and framing
+
 
 def declare(
     options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None

@@ -123,9 +123,14 @@ class Client:
             return errors.from_native(watch.last, self.place)
         return errors.translate(error, self.place)
 
+    @property
+    def forked(self) -> bool:
+        """True in a child after fork, where the client's threads are not."""
+        return os.getpid() != self._pid
+
     def check_process(self) -> None:
-        """Raises ClosedError in a child after fork, where the client's threads are not."""
-        if os.getpid() != self._pid:
+        """Raises ClosedError in a child after fork."""
+        if self.forked:
             raise ClosedError(
                 f"{self.place}: this session was opened by process {self._pid} and this is its"
                 f" child {os.getpid()}: connect again after the fork"

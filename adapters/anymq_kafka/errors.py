@@ -9,6 +9,7 @@ from anymq.spi import (
     AuthenticationError,
     AuthorizationError,
     BrokerError,
+    ClosedError,
     ConfigConflictError,
     ConfigError,
     ConnectionLostError,
@@ -68,6 +69,7 @@ KINDS: dict[int, type[AnymqError]] = {
         ),
         LeaseLostError,
     ),
+    K._PURGE_QUEUE: ClosedError,
     K.THROTTLING_QUOTA_EXCEEDED: ThrottledError,
     **dict.fromkeys(
         (
@@ -117,6 +119,12 @@ def of(error: BaseException) -> KafkaError | None:
     """The KafkaError that a KafkaException holds, where it does."""
     inner = error.args[0] if isinstance(error, KafkaException) and error.args else None
     return inner if isinstance(inner, KafkaError) else None
+
+
+def code(error: AnymqError) -> int | None:
+    """The native code of one that was made here."""
+    native = of(error.__cause__) if error.__cause__ else None
+    return None if native is None else native.code()
 
 
 def translate(error: BaseException, what: str) -> AnymqError:

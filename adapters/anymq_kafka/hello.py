@@ -18,7 +18,19 @@ API_VERSIONS, VERSION = 18, 3  # the first that tells features; brokers from 2.4
 UNSUPPORTED_VERSION = 35
 MOST = 1 << 20  # bytes; an answer has about 700
 RELEASES = {  # the first metadata.version of each (org.apache.kafka.server.common.MetadataVersion)
-    33: "4.4",
+    7: "3.3",
+    8: "3.4",
+    9: "3.5",
+    12: "3.6",
+    15: "3.7",
+    20: "3.8",
+    21: "3.9",
+    22: "4.0",
+    26: "4.1",
+    28: "4.2",
+    30: "4.3",
+    31: "4.4",
+    34: "4.5",
 }
 
 

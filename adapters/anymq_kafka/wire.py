@@ -29,7 +29,7 @@ TYPES = {  # fields of a Message, by the header that carries them
     "anymq-correlation-id": "correlation_id",
     "anymq-reply-to": "reply_to",
 }
-NULL = "kafka-null"  # shows, as a header, that value or key were not there at all
+NULL = "kafka-null"  # shows, as a header, that there is no value, which is not an empty one
 ATTEMPTS, DUE = "anymq-attempts", "anymq-due"  # of what waits in a retry topic; due in milliseconds
 AGED = 1800.0  # seconds
 LAST_TIME = 253_402_300_800_000  # milliseconds: the end of the year 9999
@@ -38,7 +38,8 @@ Headers = list[tuple[str, str | bytes | None]]
 
 
 class Foreign(str):
-    """A header's value that is more than text: null, or one of several of its name."""
+    """A header's value that is more than text: null, the last of several of its name, or none at
+    all, where it only shows something."""
 
     __slots__ = ("values",)
     values: tuple[bytes | None, ...]
@@ -64,7 +65,7 @@ def headers(message: Message, stamp: int, given: int) -> Headers:
             _check_name(name)
         if type(value) is Foreign:
             found += [(name, each) for each in value.values]
-        elif name != NULL:
+        else:
             found.append((name, _value(value)))
     return found
 
@@ -80,12 +81,13 @@ def stamps(message: Message, now: float) -> tuple[int, int]:
 
 
 def value(message: Message) -> bytes | None:
-    return None if not message.body and message.headers.get(NULL) == "value" else message.body
+    """None for what another program had sent without any."""
+    null = not message.body and type(message.headers.get(NULL)) is Foreign
+    return None if null else message.body
 
 
 def key(message: Message) -> bytes | None:
-    found = message.key
-    return None if found is None else found.encode("utf-8", "surrogateescape")
+    return None if message.key is None else _bytes(message.key)
 
 
 def decode(record: Any) -> Message:
@@ -93,14 +95,14 @@ def decode(record: Any) -> Message:
     body, raw_key = record.value(), record.key()
     message = Message(
         b"" if body is None else body,
-        None if raw_key is None else raw_key.decode("utf-8", "surrogateescape"),
+        None if raw_key is None else _text(raw_key),
         NO_HEADERS,
         None,
         _stamp(record),
     )
     _read(message, record.headers() or ())
     if body is None:
-        message.headers = {**message.headers, NULL: "value"}
+        message.headers = {**message.headers, NULL: _foreign("value")}
     if message.id is None:
         message.id = f"{record.topic()}/{record.partition()}/{record.offset()}"
     return message
@@ -129,22 +131,18 @@ def _read(message: Message, found: Iterable[tuple[str, bytes | None]]) -> None:
             values = before.values if type(before) is Foreign else ()
             if before is not None and type(before) is not Foreign:
                 values = (_bytes(before),)
-            text = Foreign("" if raw is None else raw.decode("utf-8", "surrogateescape"))
-            text.values = (*values, raw)
-            shown[name] = text
+            shown[name] = _foreign("" if raw is None else _text(raw), *values, raw)
         else:
-            shown[name] = raw.decode("utf-8", "surrogateescape")
+            shown[name] = _text(raw)
     if shown:
         message.headers = shown
 
 
 def _field(message: Message, name: str, raw: bytes | None) -> None:
     if name == ID:
-        message.id = None if raw is None else raw.decode("utf-8", "surrogateescape")
+        message.id = None if raw is None else _text(raw)
     elif name in TYPES:
-        setattr(
-            message, TYPES[name], None if raw is None else raw.decode("utf-8", "surrogateescape")
-        )
+        setattr(message, TYPES[name], None if raw is None else _text(raw))
     elif name in (TIME, EXPIRES) and (number := _number(raw)) is not None:
         setattr(message, "timestamp" if name == TIME else "expires", number / 1000)
 
@@ -163,7 +161,17 @@ def _number(raw: bytes | None) -> int | None:
 
 
 def _value(text: str) -> str | bytes:
-    return text if text.isascii() else text.encode("utf-8", "surrogateescape")
+    return text if text.isascii() else _bytes(text)
+
+
+def _foreign(shown: str, *values: bytes | None) -> Foreign:
+    found = Foreign(shown)
+    found.values = values
+    return found
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _bytes(text: str) -> bytes:

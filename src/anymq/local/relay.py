@@ -25,12 +25,21 @@ _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 _Way = queue.Queue[tuple[float, bytes]]  # when it arrives, and what; empty: the end
 
 
+class _Gate:
+    """Whether bytes of one connection travel to the server, and back."""
+
+    def __init__(self) -> None:
+        self.there, self.back = threading.Event(), threading.Event()
+        self.there.set()
+        self.back.set()
+
+
 class Relay:
     """Passes bytes between those who connect to `port` and a server. Safe to use from any thread.
     `at` is the port to take; 0 is any.
 
-    What it does to connections counts for those that are open; drop() and reset() let others
-    follow, close() does not. stall, mute and slow count for those to come as well.
+    What it does to connections counts for those that are open: who connects afterwards gets
+    through, but after close(). Only slow() counts for those as well.
     """
 
     def __init__(self, host: str, port: int, at: int = 0) -> None:
@@ -43,9 +52,7 @@ class Relay:
         self.greetings: list[bytes] = []  # what each of them began with
         self.requests = 0  # pieces that came from those who connected
         self.answered = 0  # bytes that the server had for them and they took
-        self._flowing, self._answering = threading.Event(), threading.Event()
-        self._flowing.set()
-        self._answering.set()
+        self._gates: list[_Gate] = []  # of every connection so far
         self._server = socket.create_server(("127.0.0.1", at))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, name="relay", daemon=True).start()
@@ -56,8 +63,7 @@ class Relay:
             self._closed = True
             for one in (self._server, *self._sockets):
                 _shut(one)
-        self._flowing.set()
-        self._answering.set()
+        self.resume()
 
     def drop(self) -> None:
         """Cut every connection, as a process that ends does: both sides see its end."""
@@ -75,16 +81,23 @@ class Relay:
 
     def stall(self) -> None:
         """Nothing travels any more, in either direction, and nobody is told: half-open."""
-        self._flowing.clear()
+        with self._lock:
+            for gate in self._gates:
+                gate.there.clear()
+                gate.back.clear()
 
     def mute(self) -> None:
         """What is sent arrives, and its answers do not."""
-        self._answering.clear()
+        with self._lock:
+            for gate in self._gates:
+                gate.back.clear()
 
     def resume(self) -> None:
         """What stall() and mute() held back travels on."""
-        self._flowing.set()
-        self._answering.set()
+        with self._lock:
+            for gate in self._gates:
+                gate.there.set()
+                gate.back.set()
 
     def slow(self, delay: float, bytes_per_second: float = 0) -> None:
         """What is sent from now on arrives `delay` seconds later, and at most so many bytes of each
@@ -117,10 +130,12 @@ class Relay:
                     far.close()
                     continue
                 self._sockets += (near, far)
-            for source, sink in ((near, far), (far, near)):
+                gate = _Gate()
+                self._gates.append(gate)
+            for source, sink, opened in ((near, far, gate.there), (far, near, gate.back)):
                 way: _Way = queue.Queue(_ON_THE_WAY)
                 self._start(self._take, source, way, source is near)
-                self._start(self._deliver, way, source, sink, source is near)
+                self._start(self._deliver, way, source, sink, opened, source is near)
 
     def _start(self, run: Callable[..., None], *arguments: object) -> None:
         threading.Thread(target=run, args=arguments, name="relay", daemon=True).start()
@@ -139,19 +154,23 @@ class Relay:
                     last += len(data) / self._rate
                 way.put((last + self._delay, data))
         way.put((0.0, b""))
-        source.close()
 
     def _piece(self) -> int:
         return min(_PIECE, max(1, int(self._rate / _PIECES))) if self._rate else _PIECE
 
-    def _deliver(self, way: _Way, source: socket.socket, sink: socket.socket, asking: bool) -> None:
+    def _deliver(
+        self,
+        way: _Way,
+        source: socket.socket,
+        sink: socket.socket,
+        opened: threading.Event,
+        asking: bool,
+    ) -> None:
         with contextlib.suppress(OSError):
             while (arriving := way.get())[1]:
                 due, data = arriving
                 time.sleep(max(0.0, due - time.monotonic()))
-                self._flowing.wait()
-                if not asking:
-                    self._answering.wait()
+                opened.wait()
                 if self._closed:
                     break  # what was held back is lost
                 sink.sendall(data)
@@ -159,14 +178,15 @@ class Relay:
                     self.requests += asking
                     self.answered += 0 if asking else len(data)
         _shut(sink)
-        _shut(source)
-        while arriving[1]:  # it may wait for room
+        _shut(source, socket.SHUT_RD)  # what travels the other way still arrives
+        while arriving[1]:  # its reader may wait for room
             arriving = way.get()
+        source.close()
 
 
-def _shut(one: socket.socket) -> None:
+def _shut(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
+        one.shutdown(how)
 
 
 def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[Relay, str]:

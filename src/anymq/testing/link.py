@@ -1,4 +1,4 @@
-"""A session whose connection can be cut or stalled, without touching the broker."""
+"""A session whose connection can be cut, stalled or slowed, without touching the broker."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ class Link:
         else:
             self.broker.native.cut()
 
+    def reset(self) -> None:
+        """The same with an error in place of an end; what was on the way is gone."""
+        self._history.add(Kind.FAULT, text="the connection is reset")
+        if self._relay is not None:
+            self._relay.reset()
+        else:
+            self.broker.native.cut()
+
     def mute(self) -> None:
         """From now on what is sent arrives, and its answers do not."""
         assert self._relay is not None, "a broker in this process cannot be muted"
@@ -51,10 +59,19 @@ class Link:
         self._relay.mute()
 
     def stall(self) -> None:
-        """From now on nothing travels, in either direction, and nobody is told."""
+        """From now on nothing travels, in either direction, and nobody is told; who connects again
+        gets through."""
         assert self._relay is not None, "a broker in this process cannot be stalled"
         self._history.add(Kind.FAULT, text="the connection stalls")
         self._relay.stall()
+
+    def slow(self, delay: float, bytes_per_second: float) -> None:
+        """From now on everything takes `delay` seconds, and no more than so many bytes of each
+        connection and direction arrive in a second."""
+        assert self._relay is not None, "a broker in this process cannot be slowed"
+        # Not a fault, which would excuse duplicates.
+        self._history.add(Kind.NOTE, text=f"the network is slow: {bytes_per_second:g} bytes/s")
+        self._relay.slow(delay, bytes_per_second)
 
     def resume(self) -> None:
         """What was held back travels on."""

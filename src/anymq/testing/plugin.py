@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run it against memory, rabbitmq, rabbitmq-classic, redis or kafka, started (repeatable)",
+        help="run it against memory, rabbitmq, rabbitmq-classic, redis or kafka (repeatable)",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from anymq.capabilities import PROMISED, Fact, Level
 from anymq.testing.columns import Column, ColumnMissing, Source
-from anymq.testing.contract import NEEDS, Contract
+from anymq.testing.contract import NEEDS, NETWORK, Contract
 from anymq.testing.history import Event
 from anymq.testing.scenario import Over, Scenario
 from anymq.testing.verdict import Cell, Observed, Outcome, Verdict, decide
@@ -119,9 +119,12 @@ class _Attempt:
 
 
 def _impossible(contract: Contract, column: Column) -> Verdict | None:
-    if not contract.needs or column.breakable:
+    missing = set() if column.breakable else set(contract.breaks)
+    if column.in_process:
+        missing |= contract.needs & {NETWORK}
+    if not missing:
         return None
-    needs = " and ".join(NEEDS[need] for need in sorted(contract.needs))
+    needs = " and ".join(NEEDS[need] for need in sorted(missing))
     return Outcome.NOT_RUN, f"needs {needs}; {column.name} is {column.how}", []
 
 

@@ -59,7 +59,7 @@ class Scenario:
         self.history = History()
         self.observed = Observed()
         self.patience = column.patience
-        own = bool(contract.needs | contract.wants) and column.breakable
+        own = bool(contract.breaks | contract.wants) and column.breakable
         self.local = column.expendable() if own else None
         self.url = column.url_of(self.local) if self.local else column.url
         self._tag = f"{contract.id.lower()}-{uuid.uuid4().hex[:6]}"
