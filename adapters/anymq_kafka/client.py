@@ -71,8 +71,12 @@ class Client:
         }
 
     def config(self, watch: OnError, **more: Any) -> dict[str, Any]:
-        """For a handle of the client; `more` with `_` in place of the dots of its settings."""
-        named = {name.replace("_", "."): value for name, value in more.items()}
+        """For a handle of the client; `more` with `_` in place of the dots of its settings, but
+        for callbacks, on_commit."""
+        named = {
+            name if name.startswith("on_") else name.replace("_", "."): value
+            for name, value in more.items()
+        }
         return {**self._config, "error_cb": watch, "logger": log, **named}
 
     def make(self, kind: Callable[[dict[str, Any]], Any], watch: OnError, **more: Any) -> Any:

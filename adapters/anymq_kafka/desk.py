@@ -57,6 +57,7 @@ class Desk:
         self.failure: AnymqError | None = None
         self.dirty: set[Assignment] = set()  # settled and not committed
         self.asked = 0  # confirm() calls that wait
+        self.last_asked = 0.0  # time.monotonic()
         self._ordered, self._keeps = ordered, keeps
         self._assignments: dict[Place, Assignment] = {}
         self._ready: deque[Delivery] = deque()  # read, never handed out
@@ -252,6 +253,7 @@ class Desk:
             waiting += [(each, each.version) for each in self._ending]
             waiting = [(each, version) for each, version in waiting if each.confirmed < version]
             self.asked += 1
+            self.last_asked = time.monotonic()
             self.freed.notify_all()
             applied = self.settled.wait_for(
                 lambda: all(self._known(*each) for each in waiting),

@@ -41,7 +41,10 @@ from anymq_kafka.desk import Assignment, Desk, Place, Snapshot
 from anymq_kafka.offsets import decode
 
 log = logging.getLogger("anymq")
-BUSY, IDLE = 0.01, 0.1  # seconds that one poll waits: how soon a settlement is looked at
+# Seconds that one poll waits, for nothing can wake it: how soon somebody is served who waits for
+# a commit and has done so just now, while anything is unsettled, and while nothing is.
+BRISK, BUSY, IDLE = 0.001, 0.01, 0.1
+JUST_NOW = 0.5  # seconds
 FULL = 0.1  # seconds that it waits for room before it tells the client to stop
 COMMIT_EVERY = 0.02  # seconds between commits, unless somebody waits for one
 UNANSWERED = 20  # commits on their way at once
@@ -186,13 +189,18 @@ class Owner:
         else:
             self._pause()
         self._newborn.clear()
-        first = self._consumer.poll(IDLE if desk.idle and not self._pending else BUSY)
+        first = self._consumer.poll(self._patience())
         if first is None:
             return
         records = [first]
         if room > 1:
             records += self._consumer.consume(room - 1, 0)
         self._take(records)
+
+    def _patience(self) -> float:
+        if time.monotonic() - self._desk.last_asked < JUST_NOW:
+            return BRISK
+        return IDLE if self._desk.idle and not self._pending else BUSY
 
     def _has_patience(self) -> bool:
         """There is no room. To pause is dear, and what the client tells is behind the records that
@@ -229,7 +237,7 @@ class Owner:
     def _pause(self) -> None:
         """The client drops what it has fetched, and fetches it again after _resume()."""
         self._consumer.pause(self._consumer.assignment())
-        self._paused = True
+        self._paused, self._full = True, 0.0
 
     def _resume(self) -> None:
         assigned = self._consumer.assignment()
