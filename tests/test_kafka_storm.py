@@ -33,7 +33,7 @@ STORM = Subscription(Topic("storm"), "work", ordered=True)
 
 MEMBER = f"""
 import os, random, sys, threading, time
-import anymq
+import anymq.errors
 from anymq import Subscription, Topic
 random.seed(int(sys.argv[2]))
 broker = anymq.connect(sys.argv[1])
@@ -57,7 +57,7 @@ while not consumer._stopping:
         if acked % {UNCONFIRMED} == 0:
             try:
                 consumer.flush()
-            except anymq.LeaseLostError:
+            except anymq.errors.LeaseLostError:
                 pass
 consumer.close()
 os.write(1, f"refused {{consumer.refused}}\\n".encode())

@@ -228,8 +228,8 @@ class Desk:
             dirty, self.dirty = self.dirty, set()
             return _snapshot(dirty)
 
-    def last_snapshot(self, of: Collection[Assignment]) -> Snapshot:
-        """The owner: what is not known to be committed of these, which have ended."""
+    def unconfirmed(self, of: Iterable[Assignment]) -> Snapshot:
+        """The owner: what is not known to be committed of these."""
         with self.lock:
             return _snapshot(each for each in of if each.confirmed < each.version)
 
@@ -249,9 +249,7 @@ class Desk:
         """As Receiver.confirm()."""
         until = time.monotonic() + timeout
         with self.lock:
-            waiting = [(each, each.version) for each in self._assignments.values()]
-            waiting += [(each, each.version) for each in self._ending]
-            waiting = [(each, version) for each, version in waiting if each.confirmed < version]
+            waiting = [(each, each.version) for each in self._all()]
             self.asked += 1
             self.last_asked = time.monotonic()
             self.freed.notify_all()
@@ -266,6 +264,9 @@ class Desk:
         if not applied:
             raise ConnectionLostError(f"Kafka has not answered a commit within {timeout:g} s")
 
+    def _all(self) -> list[Assignment]:
+        return [*self._assignments.values(), *self._ending]
+
     def _known(self, assignment: Assignment, version: int) -> bool:
         """With the lock held: what became of these acks."""
         over = assignment.ended is not None and assignment not in self._ending
@@ -273,15 +274,26 @@ class Desk:
 
     # ending, the owner
 
-    def leave(self, assignments: Collection[Assignment], timeout: float) -> None:
-        """They are going: hand out no more of them, and wait for what is being handled."""
+    def leave(self, assignments: Collection[Assignment]) -> None:
+        """They are going: hand out no more of them."""
         with self.lock:
             for assignment in assignments:
                 assignment.leaving = True
             self._drop(assignments)
-            self.freed.wait_for(
-                lambda: self._over() or not any(each.out for each in assignments), timeout
-            )
+
+    def drain(self, assignments: Collection[Assignment], timeout: float) -> bool:
+        """Wait for what is being handled of them. False where somebody who waits for a commit may
+        hold that up."""
+
+        def stuck() -> bool:
+            return bool(self.asked) and any(each.confirmed < each.version for each in self._all())
+
+        def done() -> bool:
+            return self._over() or not any(each.out for each in assignments)
+
+        with self.lock:
+            self.freed.wait_for(lambda: done() or stuck(), timeout)
+            return done() or not stuck()
 
     def end(self, assignments: Collection[Assignment], error: AnymqError) -> None:
         """They are gone: nothing of them is settled any more. The last commit may follow, and then

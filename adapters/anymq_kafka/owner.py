@@ -328,23 +328,35 @@ class Owner:
         # One that was paused when it was revoked would still be.
         (consumer.pause if self._paused else consumer.resume)(starts)
 
-    def _on_revoke(self, consumer: Consumer, parts: Sequence[TopicPartition]) -> None:
-        going = self._desk.assignments(_places(parts))
+    def _on_revoke(self, _: Consumer, parts: Sequence[TopicPartition]) -> None:
+        desk = self._desk
+        going = desk.assignments(_places(parts))
         if not going:
             return
-        self._desk.leave(going, DRAIN)
+        desk.leave(going)
+        until = time.monotonic() + DRAIN
+        while not desk.drain(going, max(0.0, until - time.monotonic())):
+            if not self._commit_now(desk.assignments()):
+                break
         why = LeaseLostError("Kafka gives it to another member of the group")
-        self._desk.end(going, why)
-        snapshot = self._desk.last_snapshot(going)
-        if snapshot:
-            try:
-                consumer.commit(offsets=_offsets(snapshot), asynchronous=False)
-            except KafkaException as error:
-                log.warning("%s: the last commit of %s: %s", self._place, going[0].name, error)
-            else:
-                for assignment, version, commit in snapshot:
-                    self._desk.committed(assignment, version, commit.whole)
+        desk.end(going, why)
+        self._commit_now(going)
         self._gone(going, why)
+
+    def _commit_now(self, assignments: Sequence[Assignment]) -> bool:
+        """Wait for the answer, which comes behind those to the commits before. Only where Kafka has
+        just called us, for this knows no limit of time."""
+        snapshot = self._desk.unconfirmed(assignments)
+        if not snapshot:
+            return True
+        try:
+            self._consumer.commit(offsets=_offsets(snapshot), asynchronous=False)
+        except KafkaException as error:
+            log.warning("%s: the last commit of %s: %s", self._place, snapshot[0][0].name, error)
+            return False
+        for assignment, version, commit in snapshot:
+            self._desk.committed(assignment, version, commit.whole)
+        return True
 
     def _on_lost(self, _: Consumer, parts: Sequence[TopicPartition]) -> None:
         why = LeaseLostError("this member was away for too long, and is none of the group any more")
