@@ -33,6 +33,7 @@ from anymq.spi import (
 from anymq_kafka import errors
 from anymq_kafka.capabilities import TOPIC_LIMIT
 from anymq_kafka.client import Client, Watch
+from anymq_kafka.offsets import decode
 
 T = TypeVar("T")
 PAUSE = 0.05  # seconds between two looks at what is on its way through the cluster
@@ -222,7 +223,7 @@ class Topology:
             (topic, number): 0 if topic in known else end
             for (topic, number), end in missing.items()
         }
-        self.move(group, begins, subscription.ordered)
+        self.move(subscription, begins)
 
     def _compare_group(
         self, subscription: Subscription, before: Mapping[Any, TopicPartition]
@@ -239,9 +240,10 @@ class Topology:
                     f" ordered={subscription.ordered}"
                 )
 
-    def move(self, group: str, begins: Places, ordered: bool) -> None:
+    def move(self, subscription: Subscription, begins: Places) -> None:
         """Let the group begin there. Raises ConfigConflictError while it has consumers."""
-        metadata = json.dumps(mark(ordered))
+        group = group_of(subscription)
+        metadata = json.dumps(mark(subscription.ordered))
         parts = [
             TopicPartition(topic, number, offset, metadata)
             for (topic, number), offset in begins.items()
@@ -261,36 +263,32 @@ class Topology:
 
     # measuring, moving
 
-    def waiting(self, subscription: Subscription) -> dict[tuple[str, int], tuple[int, str | None]]:
-        """By partition: how many records lie behind the committed offset, and its metadata. Raises
-        NotFoundError."""
-        topics = topics_of(subscription, self._options)
-        ends = self.offsets(topics, OffsetSpec.latest())
+    def ends(self, subscription: Subscription) -> Places:
+        """Raises NotFoundError."""
+        self.look_up(subscription)
+        return self.offsets(topics_of(subscription, self._options), OffsetSpec.latest())
+
+    def waiting(self, subscription: Subscription) -> Places:
+        """How many records lie behind what is committed, and are not settled by its metadata.
+        Raises NotFoundError."""
+        ends = self.ends(subscription)
         begins = self.committed(group_of(subscription))
-        if not begins:
-            raise self._no_group(subscription)
-        lows = self.offsets(topics, OffsetSpec.earliest())
-        found: dict[tuple[str, int], tuple[int, str | None]] = {}
+        lows = self.offsets(topics_of(subscription, self._options), OffsetSpec.earliest())
+        found = {}
         for place, end in ends.items():
             part = begins.get(place)
             begin = max(lows[place], part.offset) if part else lows[place]
-            found[place] = (max(0, end - begin), part.metadata if part else None)
+            kept = decode(part.offset, part.metadata) if part else None
+            settled = kept.end - begin - len(kept.open) if kept else 0
+            found[place] = max(0, end - begin - max(0, settled))
         return found
 
     def seek(self, subscription: Subscription, when: float | None) -> None:
-        topics = topics_of(subscription, self._options)
-        self.look_up(subscription)
-        ends = self.offsets(topics, OffsetSpec.latest())
+        ends = self.ends(subscription)
         spec = OffsetSpec.earliest() if when is None else OffsetSpec.for_timestamp(int(when * 1000))
-        begins = self.offsets(topics, spec)
+        begins = self.offsets(topics_of(subscription, self._options), spec)
         begins = {place: ends[place] if at < 0 else at for place, at in begins.items()}
-        self.move(group_of(subscription), begins, subscription.ordered)
-
-    def purge(self, subscription: Subscription) -> None:
-        """To the end, for this group alone: the records stay for the others."""
-        self.look_up(subscription)
-        ends = self.offsets(topics_of(subscription, self._options), OffsetSpec.latest())
-        self.move(group_of(subscription), ends, subscription.ordered)
+        self.move(subscription, begins)
 
     # removing
 
