@@ -6,11 +6,9 @@ import logging
 import os
 import ssl
 from collections.abc import Callable, Mapping
-from concurrent.futures import TimeoutError as LateError
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 
 from anymq.spi import (
     AnymqError,
@@ -24,7 +22,6 @@ from anymq_kafka import errors
 from anymq_kafka.hello import Hello, hello
 
 DEFAULT_PORT = 9092
-GLANCE = 0.01  # seconds between two looks at what the client tells
 NEVER_RAISED = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # these stay whatever is tried
 OnError = Callable[[KafkaError], None]
 log = logging.getLogger("anymq.kafka")
@@ -73,7 +70,7 @@ class Client:
             "client.id": "anymq",
             "allow.auto.create.topics": False,
             "reconnect.backoff.max.ms": 1000,
-            "log_level": 3,
+            "log_level": 2,  # what it has to say comes as errors, too
             **_security(url, options, secure),
         }
 
@@ -106,23 +103,6 @@ class Client:
                 found = error
         assert found is not None
         raise found
-
-    def probe(self, admin: AdminClient, watch: Watch) -> None:
-        """Does the cluster answer, and take us? Raises why not, which the client only tells to its
-        watch, and tries for ever; a refusal at once."""
-        self.check_process()
-        watch.last, watch.all_down = None, False
-        future = admin.describe_cluster(request_timeout=self.timeout)
-        while True:
-            try:
-                future.result(GLANCE)
-                return
-            except LateError:
-                admin.poll(0)
-                if watch.final:
-                    raise errors.from_native(watch.last, self.place) from None
-            except KafkaException as error:
-                raise self.why(watch, error) from error
 
     def why(self, watch: Watch, error: KafkaException) -> AnymqError:
         """What an operation failed of: the reason that its handle told, else its own error."""

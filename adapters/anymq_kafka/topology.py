@@ -36,6 +36,7 @@ from anymq_kafka.client import Client, Watch
 from anymq_kafka.offsets import decode
 
 T = TypeVar("T")
+GLANCE = 0.01  # seconds between two looks at what the client tells
 PAUSE = 0.05  # seconds between two looks at what is on its way through the cluster
 LETTERS = {  # what dead letters are kept in: for ever, and larger than what they were
     "retention.ms": "-1",
@@ -87,10 +88,25 @@ class Topology:
     # asking
 
     def check(self) -> None:
-        self._client.probe(self.native, self._watch)
+        """Does the cluster answer, and take us? Raises why not, which the client only tells to its
+        watch, and tries for ever; a refusal at once."""
+        self._client.check_process()
+        self._watch.last, self._watch.all_down = None, False
+        future = self.native.describe_cluster(request_timeout=self._client.timeout)
+        while True:
+            try:
+                future.result(GLANCE)
+                return
+            except LateError:
+                self.native.poll(0)
+            except KafkaException as error:
+                raise self._client.why(self._watch, error) from error
+            if self._watch.final:
+                raise errors.from_native(self._watch.last, self._client.place)
 
     def close(self) -> None:
-        """A handle goes on trying to connect for as long as anything refers to it."""
+        """A handle goes on trying to connect for as long as anything refers to it, so that nothing
+        here has it in a variable, which an error would keep."""
         self.native = None
 
     def partitions(self, topic: str) -> int:
