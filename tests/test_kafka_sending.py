@@ -291,10 +291,11 @@ def test_a_topic_that_is_removed_under_its_sender(adapter: Adapter, there: Topic
     assert answers.wait(1)[0].status is Status.STORED
     adapter.remove(there)
     sender.send([Message(b"x")], answers.of(1))
-    outcome = answers.wait(2)[1]
-    assert outcome.status is Status.FAILED
-    assert isinstance(outcome.error, NotFoundError)
+    # The client gives up the broker that has nothing for it any more: then it is unknown.
+    assert answers.wait(2)[1].status in (Status.FAILED, Status.UNKNOWN)
     sender.close(WAIT)
+    with pytest.raises(NotFoundError):
+        adapter.sender(there)
 
 
 def test_a_key_has_the_partition_that_java_gives_it(

@@ -168,9 +168,13 @@ class Topology:
     def committed(self, group: str) -> dict[tuple[str, int], TopicPartition]:
         """Where it begins, with metadata. Empty for a group that does not exist."""
         asked = [ConsumerGroupTopicPartitions(group)]
-        future = self.native.list_consumer_group_offsets(asked, require_stable=False)[group]
+
+        def ask() -> Any:
+            future = self.native.list_consumer_group_offsets(asked, require_stable=False)[group]
+            return self._result(future, f"cannot read the offsets of group {group!r}")
+
         try:
-            found = self._result(future, f"cannot read the offsets of group {group!r}")
+            found = self._settled(ask, ConnectionLostError)  # its coordinator may be starting
         except NotFoundError:
             return {}
         parts = found.topic_partitions
