@@ -392,6 +392,14 @@ def test_a_failed_fetch_leaves_nothing_and_says_why(maven: Callable[[str], Path]
     assert list((cache_folder() / "kafka").iterdir()) == []
 
 
+def test_no_cluster_is_named_like_an_option(tmp_path: Path) -> None:
+    for _ in range(200):
+        script = Kafka().server("/opt/kafka", tmp_path, 9).argv[-1]
+        name = script.partition(" format -t ")[2].split()[0]
+        assert len(name) == 22
+        assert name[0].isalnum()
+
+
 @pytest.mark.parametrize("kind", [Kafka, StockKafka])
 def test_a_container_is_told_the_same(kind: type[Kafka], tmp_path: Path) -> None:
     """The image makes a setting of a variable by the rules of its documentation."""

@@ -1,8 +1,8 @@
 """Apache Kafka on this machine, as one node that is broker and controller (KRaft)."""
 
 import base64
+import secrets
 import shlex
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -87,11 +87,10 @@ class Kafka:
         settings = folder / "server.properties"
         values = self._settings("127.0.0.1", port) | {"log.dirs": str(folder / "data")}
         settings.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         script = _SERVER.format(
             folder=shlex.quote(str(folder)),
             java=shlex.join([java(), *self._java, *_JAVA, "-cp", f"{program}/libs/*"]),
-            cluster=shlex.quote(cluster),
+            cluster=_cluster_id(),
             settings=shlex.quote(str(settings)),
         )
         return Command(["sh", "-c", script], {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"})
@@ -149,6 +148,11 @@ class StockKafka(Kafka):
 
     _tuning: Mapping[str, str] = {}
     _java = _STOCK_JAVA
+
+
+def _cluster_id() -> str:
+    """16 bytes as Kafka writes them; not any, since what begins with `-` is an option to it."""
+    return base64.urlsafe_b64encode(secrets.token_hex(8).encode()).decode().rstrip("=")
 
 
 def _joined(parts: Iterable[str]) -> str:
