@@ -47,8 +47,12 @@ class KafkaAdapter(Adapter):
         self._limits: dict[str, int] = {}  # bytes of a message, by topic, where they are known
         self._receivers: WeakSet[KafkaReceiver] = WeakSet()
         self._topology = Topology(client, options)
+        try:
+            self._topology.check()
+        except BaseException:
+            self._topology.close()
+            raise
         self.native = self._topology.native
-        self._topology.check()
 
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
         found = declare(self._options, at, self.server)
@@ -126,4 +130,5 @@ class KafkaAdapter(Adapter):
         self._topology.check()
 
     def close(self) -> None:
-        self._client.check_process()
+        self.native = None
+        self._topology.close()

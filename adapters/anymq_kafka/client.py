@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as LateError
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -23,6 +24,7 @@ from anymq_kafka import errors
 from anymq_kafka.hello import Hello, hello
 
 DEFAULT_PORT = 9092
+GLANCE = 0.01  # seconds between two looks at what the client tells
 NEVER_RAISED = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # these stay whatever is tried
 OnError = Callable[[KafkaError], None]
 log = logging.getLogger("anymq.kafka")
@@ -35,6 +37,11 @@ class Watch:
     def __init__(self) -> None:
         self.last: KafkaError | None = None
         self.all_down = False
+
+    @property
+    def final(self) -> bool:
+        """Would all further attempts end the same way?"""
+        return self.all_down or (self.last is not None and self.last.code() in NEVER_RAISED)
 
     def __call__(self, error: KafkaError) -> None:
         """Called by whoever polls the handle. A refused password is followed by "all down", which
@@ -100,16 +107,22 @@ class Client:
         assert found is not None
         raise found
 
-    def probe(self, admin: AdminClient, watch: Watch, topic: str | None = None) -> Any:
-        """The cluster's metadata, of one topic or all. Raises why nothing answers, which the
-        client only tells to its watch."""
+    def probe(self, admin: AdminClient, watch: Watch) -> None:
+        """Does the cluster answer, and take us? Raises why not, which the client only tells to its
+        watch, and tries for ever; a refusal at once."""
         self.check_process()
         watch.last, watch.all_down = None, False
-        try:
-            return admin.list_topics(topic, timeout=self.timeout)
-        except KafkaException as error:
-            admin.poll(0)
-            raise self.why(watch, error) from error
+        future = admin.describe_cluster(request_timeout=self.timeout)
+        while True:
+            try:
+                future.result(GLANCE)
+                return
+            except LateError:
+                admin.poll(0)
+                if watch.final:
+                    raise errors.from_native(watch.last, self.place) from None
+            except KafkaException as error:
+                raise self.why(watch, error) from error
 
     def why(self, watch: Watch, error: KafkaException) -> AnymqError:
         """What an operation failed of: the reason that its handle told, else its own error."""

@@ -89,20 +89,40 @@ class Topology:
     def check(self) -> None:
         self._client.probe(self.native, self._watch)
 
+    def close(self) -> None:
+        """A handle goes on trying to connect for as long as anything refers to it."""
+        self.native = None
+
     def partitions(self, topic: str) -> int:
         """How many there are. Raises NotFoundError, AuthorizationError."""
         return len(self._metadata(topic).partitions)
 
     def _metadata(self, topic: str) -> Any:
-        found = self._client.probe(self.native, self._watch, topic).topics[topic]
+        found = self._topics(topic)[topic]
         if found.error is None:
             return found
         error = errors.from_native(found.error, f"{self._client.place}: topic {topic!r}")
+        if isinstance(error, AuthorizationError):
+            raise AuthorizationError(
+                f"{error}: this user may not even see it, as who may read or write it can"
+            ) from error
         if isinstance(error, NotFoundError):
             raise NotFoundError(
                 f"{error}: call broker.provision() first, or correct its address"
             ) from error
         raise error
+
+    def _topics(self, topic: str | None = None) -> Mapping[str, Any]:
+        """The metadata of one topic, or of all."""
+        self._client.check_process()
+        try:
+            found: Mapping[str, Any] = self.native.list_topics(
+                topic, timeout=self._client.timeout
+            ).topics
+        except KafkaException as error:
+            self.native.poll(0)
+            raise self._client.why(self._watch, error) from error
+        return found
 
     def size_limit(self, topic: str) -> int:
         """Bytes that the topic takes as one message with all that belongs to it. What a broker
@@ -324,8 +344,7 @@ class Topology:
     def remove_own(self, subscription: Subscription) -> None:
         """The topics that are this subscription's alone."""
         name = subscription.queue_name
-        topics = self._client.probe(self.native, self._watch).topics
-        for topic in topics:
+        for topic in self._topics():
             if topic.startswith(f"{name}_retry_") or (
                 topic == name and name != subscription.topic.name
             ):

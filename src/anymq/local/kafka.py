@@ -64,7 +64,7 @@ _SMALL_JAVA = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel
 _STOCK_JAVA = ("-Xms256m", "-Xmx1g", "-XX:+UseG1GC")
 _SERVER = """
 [ -e {folder}/data/meta.properties ] ||
-{java} kafka.tools.StorageTool format -t {cluster} -c {settings} || exit
+{java} kafka.tools.StorageTool format --cluster-id={cluster} -c {settings} || exit
 exec {java} kafka.Kafka {settings}
 """
 
