@@ -1,8 +1,8 @@
 """Apache Kafka on this machine, as one node that is broker and controller (KRaft)."""
 
 import base64
-import secrets
 import shlex
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -62,6 +62,7 @@ _QUICK = {
 _JAVA = ("-Djava.awt.headless=true", "-XX:-UsePerfData", "-Dorg.apache.logging.log4j.level=WARN")
 _SMALL_JAVA = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _STOCK_JAVA = ("-Xms256m", "-Xmx1g", "-XX:+UseG1GC")
+# The equals sign: an identifier may begin with `-`, as options do.
 _SERVER = """
 [ -e {folder}/data/meta.properties ] ||
 {java} kafka.tools.StorageTool format --cluster-id={cluster} -c {settings} || exit
@@ -90,7 +91,7 @@ class Kafka:
         script = _SERVER.format(
             folder=shlex.quote(str(folder)),
             java=shlex.join([java(), *self._java, *_JAVA, "-cp", f"{program}/libs/*"]),
-            cluster=_cluster_id(),
+            cluster=base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="),
             settings=shlex.quote(str(settings)),
         )
         return Command(["sh", "-c", script], {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"})
@@ -148,11 +149,6 @@ class StockKafka(Kafka):
 
     _tuning: Mapping[str, str] = {}
     _java = _STOCK_JAVA
-
-
-def _cluster_id() -> str:
-    """16 bytes as Kafka writes them; not any, since what begins with `-` is an option to it."""
-    return base64.urlsafe_b64encode(secrets.token_hex(8).encode()).decode().rstrip("=")
 
 
 def _joined(parts: Iterable[str]) -> str:
