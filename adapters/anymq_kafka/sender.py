@@ -55,7 +55,7 @@ class KafkaSender(Sender):
     producer). A message that is still unanswered after PATIENCE may be stored, so that the order of
     what follows is open: then this sender is over."""
 
-    batch = 500
+    batch = 1000  # with 500 the processor time of a message is a fifth more
     pipeline = 2
     waits = False
 
