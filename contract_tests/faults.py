@@ -45,6 +45,7 @@ def stored_survives_a_kill(s: Scenario) -> None:
     s.fault("kill")
     s.fault("restart")
     s.reconnect()
+    consumer.close()  # where its client connects again by itself, it would have them
     keeps = s.promised(Guarantee.SEND_PERSISTENT)
     got = s.consumer().drain(sent, within=AGAIN if keeps else s.patience)
     lost = set(ids(sent)) - set(ids(got))
