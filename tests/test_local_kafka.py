@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,11 +18,12 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
-from anymq.local import BrokerFailed, BrokerMissing, LocalBroker, start
+from anymq.local import BrokerFailed, BrokerMissing, LocalBroker, NoRelay, start
 from anymq.local.errors import NotPossibleHere
 from anymq.local.jars import KafkaJars
 from anymq.local.kafka import Kafka, StockKafka
 from anymq.local.machine import cache_folder
+from anymq.local.runner import ProcessRunner
 
 PATIENCE = 30.0  # seconds that a test waits for what must come; Kafka's own timeout is 45
 SILENCE = 1.0  # seconds in which something would have come, were it not held back
@@ -291,7 +292,7 @@ def test_a_given_kafka_is_used_and_never_broken(
         assert (given.version, given.how) == (kafka.version, "given by ANYMQ_KAFKA_URL")
         with pytest.raises(BrokerFailed, match="does not own it"):
             given.kill()
-        with pytest.raises(OSError, match="go on to the address"):
+        with pytest.raises(NoRelay, match="go on to the address"):
             given.relay()
     assert kafka.alive()
 
@@ -390,6 +391,20 @@ def test_a_failed_fetch_leaves_nothing_and_says_why(maven: Callable[[str], Path]
     with pytest.raises(NotPossibleHere, match=r"no Kafka by Maven .*no such place"):
         way(Path())
     assert list((cache_folder() / "kafka").iterdir()) == []
+
+
+def test_a_cluster_may_be_named_like_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=0xFB << 120 | 1))
+    with start("kafka") as broker:
+        assert broker.version.startswith("4.")
+        assert "--cluster-id=-w" in " ".join(_commands(broker))
+
+
+def _commands(broker: LocalBroker) -> Sequence[str]:
+    runner = broker._runner
+    if not isinstance(runner, ProcessRunner):
+        pytest.skip(f"its identifier is not ours: {broker.how}")
+    return runner._server.argv
 
 
 @pytest.mark.parametrize("kind", [Kafka, StockKafka])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 from anymq.spi import (
     DEAD,
@@ -14,6 +15,7 @@ from anymq.spi import (
     Claim,
     Depth,
     Mode,
+    NotFoundError,
     Receiver,
     Sender,
     Subscription,
@@ -24,6 +26,7 @@ from anymq.spi import (
 from anymq_kafka import topology
 from anymq_kafka.capabilities import RESERVE, declare
 from anymq_kafka.client import Client
+from anymq_kafka.receiver import KafkaReceiver
 from anymq_kafka.sender import KafkaSender
 from anymq_kafka.topology import Topology
 
@@ -42,9 +45,14 @@ class KafkaAdapter(Adapter):
         self._hello = client.hello()
         self.server = f"Kafka {self._hello.release or ''}".strip()
         self._limits: dict[str, int] = {}  # bytes of a message, by topic, where they are known
+        self._receivers: WeakSet[KafkaReceiver] = WeakSet()
         self._topology = Topology(client, options)
+        try:
+            self._topology.check()
+        except BaseException:
+            self._topology.close()
+            raise
         self.native = self._topology.native
-        self._topology.check()
 
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
         found = declare(self._options, at, self.server)
@@ -78,27 +86,42 @@ class KafkaAdapter(Adapter):
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> Receiver:
-        from anymq_kafka.receiver import KafkaReceiver
-
-        found: Receiver = KafkaReceiver(
+        found = KafkaReceiver(
             self._client, self._hello, subscription, prefetch, self._options, on_end
         )
+        self._receivers.add(found)
         return found
 
+    def _open(self, group: str) -> list[KafkaReceiver]:
+        """The receivers of this session in a group. Closed ones hold nothing and do nothing."""
+        return [each for each in self._receivers.copy() if each.group == group]
+
     def remove(self, what: Topic | Subscription) -> None:
+        """A group that has consumers cannot be removed: those of this session leave it, others are
+        a ConfigConflictError."""
         if isinstance(what, Topic):
             self._topology.remove_topic(topology.topic_of(what))
-        else:
-            self._topology.remove_group(topology.group_of(what))
-            self._topology.remove_own(what)
+            return
+        group = topology.group_of(what)
+        for each in self._open(group):
+            each.give_up(NotFoundError(f"{what} was removed"), self._client.timeout)
+        self._topology.remove_group(group)
+        self._topology.remove_own(what)
 
     def depth(self, subscription: Subscription) -> Depth:
-        """The group's lag."""
+        """The group's lag, less what is known to be settled or held."""
+        held = sum(each.held for each in self._open(topology.group_of(subscription)))
         waiting = self._topology.waiting(subscription)
-        return Depth(ready=sum(count for count, _ in waiting.values()))
+        return Depth(ready=max(0, sum(waiting.values()) - held))
 
     def purge(self, subscription: Subscription) -> None:
-        self._topology.purge(subscription)
+        """Only a group's consumers can move it, where it has any: those of this session do."""
+        ends = self._topology.ends(subscription)
+        for each in self._open(topology.group_of(subscription)):
+            for place in each.purge(ends, self._client.timeout):
+                del ends[place]
+        if ends:
+            self._topology.move(subscription, ends)
 
     def seek(self, subscription: Subscription, when: float | None) -> None:
         self._topology.seek(subscription, when)
@@ -107,4 +130,5 @@ class KafkaAdapter(Adapter):
         self._topology.check()
 
     def close(self) -> None:
-        self._client.check_process()
+        self.native = None
+        self._topology.close()

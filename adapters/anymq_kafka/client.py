@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 
 from anymq.spi import (
     AnymqError,
@@ -35,6 +34,11 @@ class Watch:
     def __init__(self) -> None:
         self.last: KafkaError | None = None
         self.all_down = False
+
+    @property
+    def final(self) -> bool:
+        """Would all further attempts end the same way?"""
+        return self.all_down or (self.last is not None and self.last.code() in NEVER_RAISED)
 
     def __call__(self, error: KafkaError) -> None:
         """Called by whoever polls the handle. A refused password is followed by "all down", which
@@ -66,7 +70,7 @@ class Client:
             "client.id": "anymq",
             "allow.auto.create.topics": False,
             "reconnect.backoff.max.ms": 1000,
-            "log_level": 3,
+            "log_level": 2,  # what it has to say comes as errors, too
             **_security(url, options, secure),
         }
 
@@ -99,17 +103,6 @@ class Client:
                 found = error
         assert found is not None
         raise found
-
-    def probe(self, admin: AdminClient, watch: Watch, topic: str | None = None) -> Any:
-        """The cluster's metadata, of one topic or all. Raises why nothing answers, which the
-        client only tells to its watch."""
-        self.check_process()
-        watch.last, watch.all_down = None, False
-        try:
-            return admin.list_topics(topic, timeout=self.timeout)
-        except KafkaException as error:
-            admin.poll(0)
-            raise self.why(watch, error) from error
 
     def why(self, watch: Watch, error: KafkaException) -> AnymqError:
         """What an operation failed of: the reason that its handle told, else its own error."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -124,6 +124,11 @@ class Desk:
         return self.closing or self.failure is not None
 
     @property
+    def held(self) -> int:
+        """How many are handed out and not settled."""
+        return sum(len(each.out) for each in self.assignments())
+
+    @property
     def idle(self) -> bool:
         """Nobody is handling anything, and nothing waits for the broker."""
         return not (self.dirty or self.asked or any(a.out for a in self.assignments()))
@@ -215,10 +220,31 @@ class Desk:
             return None
         if self._assignments.get(assignment.place) is not assignment:
             return None  # another receiver's
-        if assignment.out.get(delivery.handle[0]) is not delivery.handle:
+        offset: int = delivery.handle[0]
+        if assignment.out.get(offset) is not delivery.handle:
             return None
-        del assignment.out[delivery.handle[0]]
+        del assignment.out[offset]
         return assignment
+
+    def purge(self, ends: Mapping[Place, int]) -> set[Place]:
+        """What lies before these offsets is settled, but for what is handed out. Those places that
+        are assigned here."""
+        with self.lock:
+            ours = {place: end for place, end in ends.items() if place in self._assignments}
+            for place, end in ours.items():
+                assignment = self._assignments[place]
+                assignment.offsets.skip(end, assignment.out)
+                assignment.version += 1
+                self.dirty.add(assignment)
+
+            def stays(delivery: Delivery) -> bool:
+                assignment = delivery.claim
+                assert isinstance(assignment, Assignment)
+                return bool(delivery.handle[0] >= ours.get(assignment.place, 0))
+
+            self._keep(stays)
+            self.freed.notify_all()
+        return set(ours)
 
     # committing
 
@@ -318,10 +344,14 @@ class Desk:
             self.settled.notify_all()
 
     def _drop(self, assignments: Collection[Assignment]) -> None:
-        if any(each.claim in assignments for each in self._ready):
-            self._ready = deque(each for each in self._ready if each.claim not in assignments)
+        self._keep(lambda delivery: delivery.claim not in assignments)
+
+    def _keep(self, which: Callable[[Delivery], bool]) -> None:
+        """With the lock held: of what is read and not handed out, only these."""
+        if not all(map(which, self._ready)):
+            self._ready = deque(filter(which, self._ready))
             self._bytes = sum(len(each.message.body) for each in self._ready)
-        self._back = [entry for entry in self._back if entry[2].claim not in assignments]
+        self._back = [entry for entry in self._back if which(entry[2])]
         heapify(self._back)
 
     def over(self, failure: AnymqError) -> None:

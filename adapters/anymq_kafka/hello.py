@@ -67,6 +67,8 @@ def _failure(error: OSError, place: str, encrypting: bool) -> AnymqError:
     if isinstance(error, TimeoutError):
         hint = "does it speak TLS there?" if encrypting else "or is it encrypted: kafkas://?"
         return ConnectionLostError(f"{place}: no answer in time ({hint})")
+    if isinstance(error, ssl.SSLError):
+        return ConnectionLostError(f"{place}: it ended the connection: does it speak TLS there?")
     return ConnectionLostError(
         f"{place}: {error.strerror or error}: is it running, and is this its host and port?"
     )

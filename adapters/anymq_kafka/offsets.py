@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -79,6 +79,14 @@ class Offsets:
         self._forget(offset)
         if offset >= self._top:
             self._top = offset + 1
+
+    def skip(self, end: int, held: Container[int]) -> None:
+        """All before `end` are settled, read or not, but for those that are held."""
+        for offset in [each for each in self._open if each < end and each not in held]:
+            self._forget(offset)
+        self._unread.clear()
+        self.last = max(self.last, end - 1)
+        self._top = max(self._top, end)
 
     def _forget(self, offset: int) -> None:
         self._open.pop(offset, None)

@@ -77,7 +77,7 @@ FAILED = (AuthenticationError, AuthorizationError, NotFoundError)  # no use to g
 
 
 class Owner:
-    """All but the constructor, begin(), end() and `over` is its own thread's."""
+    """All but the constructor, begin(), end(), give_up() and `over` is its own thread's."""
 
     def __init__(
         self,
@@ -430,6 +430,12 @@ class Owner:
         """Any thread: commit what is settled, and leave the group."""
         self._until = time.monotonic() + timeout
         self._desk.stop(closing=True)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def give_up(self, error: AnymqError, timeout: float) -> None:
+        """Any thread but its own: end with this error, and leave the group."""
+        self._fail(error)
         if self._thread.ident is not None:
             self._thread.join(timeout)
 

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from anymq.spi import Claim, Delivery, Receiver, Refusal, Subscription
+from anymq.spi import AnymqError, Claim, Delivery, Receiver, Refusal, Subscription
 from anymq_kafka.client import Client
-from anymq_kafka.desk import Desk
+from anymq_kafka.desk import Desk, Place
 from anymq_kafka.hello import Hello
 from anymq_kafka.owner import CLASSIC, NEW, Owner
 from anymq_kafka.topology import group_of, own_topic, topic_of
@@ -34,6 +34,7 @@ class KafkaReceiver(Receiver):
         self._desk = Desk(prefetch, subscription.ordered, keeps=not alone)
         own = None if alone else own_topic(subscription, options)
         topic = topic_of(subscription.topic)
+        self._group = None if alone else group_of(subscription)
         self._owner = Owner(
             client,
             # The client wants a name; without subscribe() nothing of it reaches the broker.
@@ -64,6 +65,28 @@ class KafkaReceiver(Receiver):
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         self._desk.give_back(deliveries)
+
+    # what the adapter asks of those that are open
+
+    @property
+    def group(self) -> str | None:
+        return self._group
+
+    @property
+    def held(self) -> int:
+        """How many deliveries are handed out and not settled."""
+        return self._desk.held
+
+    def purge(self, ends: Mapping[Place, int], timeout: float) -> set[Place]:
+        """Pass over what lies before these offsets and is not handed out; returns when that is
+        committed, the partitions that are assigned here."""
+        found = self._desk.purge(ends)
+        self.confirm(timeout)
+        return found
+
+    def give_up(self, error: AnymqError, timeout: float) -> None:
+        """Its group is removed: leave it. The claims end with this error."""
+        self._owner.give_up(error, timeout)
 
     def stop(self) -> None:
         self._desk.stop()

@@ -27,7 +27,7 @@ from anymq.spi import (
 from anymq_kafka import errors, wire
 from anymq_kafka.client import Client, Watch
 
-PATIENCE = 30.0  # seconds after which a message without an answer is `unknown`
+PATIENCE = 20.0  # seconds after which a message without an answer is `unknown`
 TICK = 0.1  # seconds that the reading thread needs to notice that it is to end
 PURGE = 1.0  # seconds; nothing of it waits for the network
 OVERHEAD = 36  # bytes of a batch that the broker counts and the client does not (seen on 4.4.0)

@@ -33,8 +33,10 @@ from anymq.spi import (
 from anymq_kafka import errors
 from anymq_kafka.capabilities import TOPIC_LIMIT
 from anymq_kafka.client import Client, Watch
+from anymq_kafka.offsets import decode
 
 T = TypeVar("T")
+GLANCE = 0.01  # seconds between two looks at what the client tells
 PAUSE = 0.05  # seconds between two looks at what is on its way through the cluster
 LETTERS = {  # what dead letters are kept in: for ever, and larger than what they were
     "retention.ms": "-1",
@@ -86,22 +88,57 @@ class Topology:
     # asking
 
     def check(self) -> None:
-        self._client.probe(self.native, self._watch)
+        """Does the cluster answer, and take us? Raises why not, which the client only tells to its
+        watch, and tries for ever; a refusal at once."""
+        self._client.check_process()
+        self._watch.last, self._watch.all_down = None, False
+        future = self.native.describe_cluster(request_timeout=self._client.timeout)
+        while True:
+            try:
+                future.result(GLANCE)
+                return
+            except LateError:
+                self.native.poll(0)
+            except KafkaException as error:
+                raise self._client.why(self._watch, error) from error
+            if self._watch.final:
+                raise errors.from_native(self._watch.last, self._client.place)
+
+    def close(self) -> None:
+        """A handle goes on trying to connect for as long as anything refers to it, so that nothing
+        here has it in a variable, which an error would keep."""
+        self.native = None
 
     def partitions(self, topic: str) -> int:
         """How many there are. Raises NotFoundError, AuthorizationError."""
         return len(self._metadata(topic).partitions)
 
     def _metadata(self, topic: str) -> Any:
-        found = self._client.probe(self.native, self._watch, topic).topics[topic]
+        found = self._topics(topic)[topic]
         if found.error is None:
             return found
         error = errors.from_native(found.error, f"{self._client.place}: topic {topic!r}")
+        if isinstance(error, AuthorizationError):
+            raise AuthorizationError(
+                f"{error}: this user may not even see it, as who may read or write it can"
+            ) from error
         if isinstance(error, NotFoundError):
             raise NotFoundError(
                 f"{error}: call broker.provision() first, or correct its address"
             ) from error
         raise error
+
+    def _topics(self, topic: str | None = None) -> Mapping[str, Any]:
+        """The metadata of one topic, or of all."""
+        self._client.check_process()
+        try:
+            found: Mapping[str, Any] = self.native.list_topics(
+                topic, timeout=self._client.timeout
+            ).topics
+        except KafkaException as error:
+            self.native.poll(0)
+            raise self._client.why(self._watch, error) from error
+        return found
 
     def size_limit(self, topic: str) -> int:
         """Bytes that the topic takes as one message with all that belongs to it. What a broker
@@ -131,9 +168,13 @@ class Topology:
     def committed(self, group: str) -> dict[tuple[str, int], TopicPartition]:
         """Where it begins, with metadata. Empty for a group that does not exist."""
         asked = [ConsumerGroupTopicPartitions(group)]
-        future = self.native.list_consumer_group_offsets(asked, require_stable=False)[group]
+
+        def ask() -> Any:
+            future = self.native.list_consumer_group_offsets(asked, require_stable=False)[group]
+            return self._result(future, f"cannot read the offsets of group {group!r}")
+
         try:
-            found = self._result(future, f"cannot read the offsets of group {group!r}")
+            found = self._settled(ask, ConnectionLostError)  # its coordinator may be starting
         except NotFoundError:
             return {}
         parts = found.topic_partitions
@@ -222,7 +263,7 @@ class Topology:
             (topic, number): 0 if topic in known else end
             for (topic, number), end in missing.items()
         }
-        self.move(group, begins, subscription.ordered)
+        self.move(subscription, begins)
 
     def _compare_group(
         self, subscription: Subscription, before: Mapping[Any, TopicPartition]
@@ -239,9 +280,10 @@ class Topology:
                     f" ordered={subscription.ordered}"
                 )
 
-    def move(self, group: str, begins: Places, ordered: bool) -> None:
+    def move(self, subscription: Subscription, begins: Places) -> None:
         """Let the group begin there. Raises ConfigConflictError while it has consumers."""
-        metadata = json.dumps(mark(ordered))
+        group = group_of(subscription)
+        metadata = json.dumps(mark(subscription.ordered))
         parts = [
             TopicPartition(topic, number, offset, metadata)
             for (topic, number), offset in begins.items()
@@ -261,36 +303,32 @@ class Topology:
 
     # measuring, moving
 
-    def waiting(self, subscription: Subscription) -> dict[tuple[str, int], tuple[int, str | None]]:
-        """By partition: how many records lie behind the committed offset, and its metadata. Raises
-        NotFoundError."""
-        topics = topics_of(subscription, self._options)
-        ends = self.offsets(topics, OffsetSpec.latest())
+    def ends(self, subscription: Subscription) -> Places:
+        """Raises NotFoundError."""
+        self.look_up(subscription)
+        return self.offsets(topics_of(subscription, self._options), OffsetSpec.latest())
+
+    def waiting(self, subscription: Subscription) -> Places:
+        """How many records lie behind what is committed, and are not settled by its metadata.
+        Raises NotFoundError."""
+        ends = self.ends(subscription)
         begins = self.committed(group_of(subscription))
-        if not begins:
-            raise self._no_group(subscription)
-        lows = self.offsets(topics, OffsetSpec.earliest())
-        found: dict[tuple[str, int], tuple[int, str | None]] = {}
+        lows = self.offsets(topics_of(subscription, self._options), OffsetSpec.earliest())
+        found = {}
         for place, end in ends.items():
             part = begins.get(place)
             begin = max(lows[place], part.offset) if part else lows[place]
-            found[place] = (max(0, end - begin), part.metadata if part else None)
+            kept = decode(part.offset, part.metadata) if part else None
+            settled = kept.end - begin - len(kept.open) if kept else 0
+            found[place] = max(0, end - begin - max(0, settled))
         return found
 
     def seek(self, subscription: Subscription, when: float | None) -> None:
-        topics = topics_of(subscription, self._options)
-        self.look_up(subscription)
-        ends = self.offsets(topics, OffsetSpec.latest())
+        ends = self.ends(subscription)
         spec = OffsetSpec.earliest() if when is None else OffsetSpec.for_timestamp(int(when * 1000))
-        begins = self.offsets(topics, spec)
+        begins = self.offsets(topics_of(subscription, self._options), spec)
         begins = {place: ends[place] if at < 0 else at for place, at in begins.items()}
-        self.move(group_of(subscription), begins, subscription.ordered)
-
-    def purge(self, subscription: Subscription) -> None:
-        """To the end, for this group alone: the records stay for the others."""
-        self.look_up(subscription)
-        ends = self.offsets(topics_of(subscription, self._options), OffsetSpec.latest())
-        self.move(group_of(subscription), ends, subscription.ordered)
+        self.move(subscription, begins)
 
     # removing
 
@@ -326,8 +364,7 @@ class Topology:
     def remove_own(self, subscription: Subscription) -> None:
         """The topics that are this subscription's alone."""
         name = subscription.queue_name
-        topics = self._client.probe(self.native, self._watch).topics
-        for topic in topics:
+        for topic in self._topics():
             if topic.startswith(f"{name}_retry_") or (
                 topic == name and name != subscription.topic.name
             ):

@@ -50,23 +50,23 @@ def headers(message: Message, stamp: int, given: int) -> Headers:
     milliseconds. Raises InvalidMessageError for what the client would cut, or crash on."""
     found: Headers = []
     if message.id is not None:
-        found.append((ID, _value(message.id)))
+        found.append((ID, _bytes(message.id)))
     if stamp != given:
         found.append((TIME, str(given)))
     if message.expires is not None:
         found.append((EXPIRES, str(int(message.expires * 1000))))
-    if message.content_type or message.correlation_id or message.reply_to:
+    if not (message.content_type is message.correlation_id is message.reply_to is None):
         for name, field in TYPES.items():
             text = getattr(message, field)
             if text is not None:
-                found.append((name, _value(text)))
+                found.append((name, _bytes(text)))
     for name, value in message.headers.items():
         if not name.isascii() or "\0" in name:
             _check_name(name)
         if type(value) is Foreign:
             found += [(name, each) for each in value.values]
         else:
-            found.append((name, _value(value)))
+            found.append((name, _bytes(value)))
     return found
 
 
@@ -160,10 +160,6 @@ def _number(raw: bytes | None) -> int | None:
     return found if found < LAST_TIME else None
 
 
-def _value(text: str) -> str | bytes:
-    return text if text.isascii() else _bytes(text)
-
-
 def _foreign(shown: str, *values: bytes | None) -> Foreign:
     found = Foreign(shown)
     found.values = values
@@ -175,6 +171,7 @@ def _text(raw: bytes) -> str:
 
 
 def _bytes(text: str) -> bytes:
+    """For the client always bytes: it cuts a str at a NUL, and crashes on a lone surrogate."""
     return text.encode("utf-8", "surrogateescape")
 
 

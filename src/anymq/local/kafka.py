@@ -62,6 +62,7 @@ _QUICK = {
 _JAVA = ("-Djava.awt.headless=true", "-XX:-UsePerfData", "-Dorg.apache.logging.log4j.level=WARN")
 _SMALL_JAVA = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _STOCK_JAVA = ("-Xms256m", "-Xmx1g", "-XX:+UseG1GC")
+# The equals sign: an identifier may begin with `-`, as options do.
 _SERVER = """
 [ -e {folder}/data/meta.properties ] ||
 {java} kafka.tools.StorageTool format --cluster-id={cluster} -c {settings} || exit
@@ -87,11 +88,10 @@ class Kafka:
         settings = folder / "server.properties"
         values = self._settings("127.0.0.1", port) | {"log.dirs": str(folder / "data")}
         settings.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         script = _SERVER.format(
             folder=shlex.quote(str(folder)),
             java=shlex.join([java(), *self._java, *_JAVA, "-cp", f"{program}/libs/*"]),
-            cluster=shlex.quote(cluster),
+            cluster=base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="),
             settings=shlex.quote(str(settings)),
         )
         return Command(["sh", "-c", script], {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"})

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from .doors import door_to
+from .errors import NoRelay
 
 PORTS = {
     "redis": 6379, "rediss": 6379,
@@ -192,8 +193,8 @@ def _shut(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
 def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[Relay, str]:
     """A relay to the first host of a URL, and the URL that leads through it.
 
-    Raises OSError for a broker whose clients would leave the relay, where this process did not
-    start it.
+    Raises NoRelay for a broker whose clients would leave it, where this process did not start that
+    broker.
     """
     scheme, _, rest = url.partition("://")
     end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
@@ -203,9 +204,9 @@ def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[
     if door := door_to(port):
         relay = make("127.0.0.1", door.port, door.told)
     elif scheme in _TELL_AN_ADDRESS:
-        raise OSError(
-            "clients of this broker go on to the address that it tells them, so a relay needs one"
-            f" that anymq started, and the one at port {port} is not"
+        raise NoRelay(
+            "its clients go on to the address that it tells them, so nothing can stand between"
+            " unless this process starts it"
         )
     else:
         relay = make(host.hostname or "localhost", port, 0)
