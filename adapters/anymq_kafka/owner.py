@@ -50,7 +50,7 @@ COMMIT_EVERY = 0.02  # seconds between commits, unless somebody waits for one
 UNANSWERED = 20  # commits on their way at once
 DRAIN = 5.0  # seconds that handlers of a partition that is going have left
 ANSWER = 10.0  # seconds for an answer of the broker
-DOWN = 15.0  # seconds without any broker after which the session is over
+DOWN = 10.0  # seconds without any broker after which the session is over
 PROBE = 1.0  # seconds between two looks at a broker that is down
 MAX_POLL = 300_000  # milliseconds; the client's own default, as it is the rebalance timeout too
 
