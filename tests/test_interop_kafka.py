@@ -234,7 +234,7 @@ def test_two_kinds_of_consumers_share_a_group(
 # kcat
 
 
-def run(kcat: str, kafka: LocalBroker, *words: str, given: bytes = b"") -> bytes:
+def run(kcat: str, kafka: LocalBroker, *words: str | bytes, given: bytes = b"") -> bytes:
     done = subprocess.run(
         [kcat, "-b", servers(kafka), *words],
         input=given,
@@ -278,7 +278,7 @@ def test_kcat_reads_bytes_that_are_no_text(
 def test_anymq_reads_what_kcat_wrote(
     kafka: LocalBroker, broker: anymq.Broker, work: Subscription, kcat: str
 ) -> None:
-    """With a header of a name that is no UTF-8, which other clients may write; and a null value."""
+    """With two headers of one name, and a null value."""
     words = ["-P", "-t", work.topic.name, "-p", "0", "-Z", "-K", "|", "-H", "a=1", "-H", "a=2"]
     run(kcat, kafka, *words, "-H", "größe=\N{SNOWMAN}", given=b"key|body\nkey|\n")
     with broker.consumer(work) as consumer:
@@ -288,3 +288,28 @@ def test_anymq_reads_what_kcat_wrote(
         assert (null.body, null.message.headers["kafka-null"]) == (b"", "value")
         for delivery in (full, null):
             delivery.ack()
+
+
+def test_a_header_name_that_is_no_text_harms_nothing(
+    kafka: LocalBroker, broker: anymq.Broker, work: Subscription, kcat: str
+) -> None:
+    """confluent-kafka cannot read the headers then, and crashes when it is asked again."""
+    words = ["-P", "-t", work.topic.name, "-p", "0", "-H", "a=1"]
+    run(kcat, kafka, *words, given=b"before\n" * 100)  # the interpreter's ways of calling change
+    run(kcat, kafka, *words, "-H", b"\xff=2", given=b"odd\n")
+    run(kcat, kafka, *words, given=b"even\n")
+    with broker.consumer(work) as consumer:
+        *before, odd, even = take(consumer, 102)
+        for delivery in before:
+            delivery.ack()
+        assert (odd.body, list(odd.message.headers)) == (b"odd", ["kafka-unreadable"])
+        assert (even.body, even.message.headers) == (b"even", {"a": "1"})
+        even.ack()
+        odd.nack(0)
+    with broker.consumer(work.dead_letters) as consumer:
+        (letter,) = take(consumer)
+        assert (letter.body, letter.message.headers["anymq-dead-reason"]) == (
+            b"odd",
+            "max_attempts",
+        )
+        letter.ack()

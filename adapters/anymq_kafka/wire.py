@@ -19,6 +19,7 @@ objects that a received message is made of, so that it is not lost in the dead l
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import methodcaller
 from typing import Any
 
 from anymq.spi import NO_HEADERS, InvalidMessageError, Message
@@ -29,11 +30,15 @@ TYPES = {  # fields of a Message, by the header that carries them
     "anymq-correlation-id": "correlation_id",
     "anymq-reply-to": "reply_to",
 }
+UNREADABLE = "kafka-unreadable"  # shows, as a header, that the client could not read them
 NULL = "kafka-null"  # shows, as a header, that there is no value, which is not an empty one
 ATTEMPTS, DUE = "anymq-attempts", "anymq-due"  # of what waits in a retry topic; due in milliseconds
 AGED = 1800.0  # seconds
 LAST_TIME = 253_402_300_800_000  # milliseconds: the end of the year 9999
 
+# record.headers(), but as a call that looks whether an exception is set: the interpreter's quick way
+# to call a method, which it takes after a while, does not (CPython 3.11).
+read_headers = methodcaller("headers")
 Headers = list[tuple[str, str | bytes | None]]
 
 
@@ -100,7 +105,11 @@ def decode(record: Any) -> Message:
         None,
         _stamp(record),
     )
-    _read(message, record.headers() or ())
+    found = _headers(record)
+    if found is None:
+        message.headers = {UNREADABLE: _foreign("a header's name is not UTF-8")}
+    elif found:
+        _read(message, found)
     if body is None:
         message.headers = {**message.headers, NULL: _foreign("value")}
     if message.id is None:
@@ -110,15 +119,26 @@ def decode(record: Any) -> Message:
 
 def attempts(record: Any) -> int:
     """Those that failed before it was sent to a retry topic."""
-    return _number(dict(record.headers() or ()).get(ATTEMPTS)) or 0
+    return _number(dict(_headers(record) or ()).get(ATTEMPTS)) or 0
 
 
 def again(record: Any, failed: int, due: float) -> Headers:
     """The headers of a record on its way to a retry topic: those that it had, but for these."""
     kept: Headers = [
-        (name, text) for name, text in record.headers() or () if name not in (ATTEMPTS, DUE)
+        (name, text) for name, text in _headers(record) or () if name not in (ATTEMPTS, DUE)
     ]
     return [*kept, (ATTEMPTS, str(failed)), (DUE, str(int(due * 1000)))]
+
+
+def _headers(record: Any) -> list[tuple[str, bytes | None]] | None:
+    """None where the client cannot read them: then its list holds no object at all in the place of
+    a name, and to look at that ends the process (seen with confluent-kafka 2.16.1)."""
+    try:
+        found: list[tuple[str, bytes | None]] | None = read_headers(record)
+    except SystemError:
+        record.set_headers([])
+        return None
+    return found or []
 
 
 def _read(message: Message, found: Iterable[tuple[str, bytes | None]]) -> None:
