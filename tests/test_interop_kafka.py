@@ -299,9 +299,9 @@ def test_a_header_name_that_is_no_text_harms_nothing(
     run(kcat, kafka, *words, "-H", b"\xff=2", given=b"odd\n")
     run(kcat, kafka, *words, given=b"even\n")
     with broker.consumer(work) as consumer:
-        *before, odd, even = take(consumer, 102)
-        for delivery in before:
-            delivery.ack()
+        for _ in range(100):
+            take(consumer)[0].ack()
+        odd, even = take(consumer, 2)
         assert (odd.body, list(odd.message.headers)) == (b"odd", ["kafka-unreadable"])
         assert (even.body, even.message.headers) == (b"even", {"a": "1"})
         even.ack()

@@ -36,8 +36,8 @@ ATTEMPTS, DUE = "anymq-attempts", "anymq-due"  # of what waits in a retry topic;
 AGED = 1800.0  # seconds
 LAST_TIME = 253_402_300_800_000  # milliseconds: the end of the year 9999
 
-# record.headers(), but as a call that looks whether an exception is set: the interpreter's quick way
-# to call a method, which it takes after a while, does not (CPython 3.11).
+# record.headers(), but as a call that looks whether an exception is set: the interpreter's quick
+# way to call a method, which it takes after a while, does not (CPython 3.11).
 read_headers = methodcaller("headers")
 Headers = list[tuple[str, str | bytes | None]]
 
