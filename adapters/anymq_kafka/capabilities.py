@@ -22,6 +22,8 @@ RESERVE = 65_536  # bytes of it that are for key, headers and framing
 HEADERS = 60_000  # of RESERVE; the rest is for lengths and what anymq adds
 RETENTION = 604_800.0  # seconds; log.retention.hours and offsets.retention.minutes by default
 
+SILENCE = 20.0  # seconds that a send may go without an answer; a consumer notices after 15
+
 G = Guarantee
 
 NATIVE: dict[Guarantee, tuple[str, str]] = {
@@ -242,6 +244,7 @@ def declare(
         body=TOPIC_LIMIT - RESERVE,
         headers=HEADERS,
         retention=RETENTION,
+        silence=SILENCE,
         order=Scope.PARTITION,
         redelivery=frozenset({"nack", "disconnect"}),
     )

@@ -89,6 +89,10 @@ KINDS: dict[int, type[AnymqError]] = {
             K.COORDINATOR_NOT_AVAILABLE,
             K.COORDINATOR_LOAD_IN_PROGRESS,
             K.NOT_COORDINATOR,
+            K.UNKNOWN_LEADER_EPOCH,  # a topic that was made just now
+            K.FENCED_LEADER_EPOCH,
+            K.OFFSET_NOT_AVAILABLE,
+            K.REPLICA_NOT_AVAILABLE,
         ),
         ConnectionLostError,
     ),

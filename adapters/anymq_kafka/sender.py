@@ -25,9 +25,10 @@ from anymq.spi import (
     TooLargeError,
 )
 from anymq_kafka import errors, wire
+from anymq_kafka.capabilities import SILENCE
 from anymq_kafka.client import Client, Watch
 
-PATIENCE = 20.0  # seconds after which a message without an answer is `unknown`
+PATIENCE = SILENCE  # seconds after which a message without an answer is `unknown`
 TICK = 0.1  # seconds that the reading thread needs to notice that it is to end
 PURGE = 1.0  # seconds; nothing of it waits for the network
 OVERHEAD = 36  # bytes of a batch that the broker counts and the client does not (seen on 4.4.0)
@@ -55,7 +56,7 @@ class KafkaSender(Sender):
     producer). A message that is still unanswered after PATIENCE may be stored, so that the order of
     what follows is open: then this sender is over."""
 
-    batch = 500
+    batch = 1000  # with 500 the processor time of a message is a fifth more
     pipeline = 2
     waits = False
 

@@ -19,8 +19,12 @@ from .rabbitmq import RabbitMQ
 from .redis import Redis
 from .runner import ProcessRunner
 
-_KINDS: dict[str, Callable[[], Kind]] = {"rabbitmq": RabbitMQ, "redis": Redis, "kafka": Kafka}
-_VARIANTS: dict[tuple[str, str], Callable[[], Kind]] = {("kafka", "stock"): StockKafka}
+_KINDS: dict[str, type[RabbitMQ | Redis | Kafka]] = {
+    "rabbitmq": RabbitMQ,
+    "redis": Redis,
+    "kafka": Kafka,
+}
+_VARIANTS: dict[tuple[str, str], type[Kafka]] = {("kafka", "stock"): StockKafka}
 
 
 def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
@@ -54,7 +58,7 @@ def known() -> dict[str, tuple[str, ...]]:
     """What `start` takes: names, each with its versions and variants."""
     return {
         name: (
-            *kind().distribution.installer.versions,
+            *kind.distribution.installer.versions,
             *(variant for base, variant in _VARIANTS if base == name),
         )
         for name, kind in _KINDS.items()
