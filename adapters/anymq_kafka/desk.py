@@ -3,6 +3,7 @@ by those that receive and settle."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -13,9 +14,10 @@ from typing import Any
 from anymq.spi import AnymqError, Claim, ConnectionLostError, Delivery, LeaseLostError, Refusal
 from anymq_kafka.offsets import Commit, Kept, Offsets
 from anymq_kafka.topology import mark
-from anymq_kafka.wire import attempts, decode
+from anymq_kafka.wire import attempts, decode, due
 
-BYTES = 16_000_000  # of bodies that are read ahead, about
+BYTES = 16_000_000  # of bodies that are read ahead or wait for a retry, about
+WAITING = 10_000  # deliveries that wait for a retry
 Place = tuple[str, int]  # topic and partition
 
 
@@ -56,6 +58,7 @@ class Desk:
         self.stopped = self.closing = False
         self.failure: AnymqError | None = None
         self.dirty: set[Assignment] = set()  # settled and not committed
+        self.away = 0  # deliveries that are being sent again
         self.asked = 0  # confirm() calls that wait
         self.last_asked = 0.0  # time.monotonic()
         self._ordered, self._keeps = ordered, keeps
@@ -63,8 +66,9 @@ class Desk:
         self._ready: deque[Delivery] = deque()  # read, never handed out
         self._bytes = 0  # of their bodies
         self._typical = 1.0  # bytes of one
-        # Came back: before anything of its partition that was never handed out.
-        self._back: list[tuple[Place, int, Delivery]] = []
+        # Came back, a heap by when they are due, time.monotonic(), 0.0 for at once: before anything
+        # of their partition that was never handed out.
+        self._back: list[tuple[float, Place, int, Delivery]] = []
         self._ending: list[Assignment] = []  # over, but their last commit is under way
         self._owed: AnymqError | None = None  # why some acks will never be applied
 
@@ -86,28 +90,36 @@ class Desk:
     def put(self, records: Sequence[Any]) -> None:
         """What the client gave. What is settled already, or belongs to nobody, is left out."""
         find = self._assignments.get
-        fresh: list[tuple[Any, Assignment, int, int]] = []
+        fresh: list[tuple[Any, Assignment, int]] = []
         with self.lock:
             for record in records:
                 assignment = find((record.topic(), record.partition()))
                 if assignment is None or assignment.leaving:
                     continue
-                offset = record.offset()
-                if assignment.offsets.read(offset):
-                    failed = assignment.offsets.attempt(offset)
-                    fresh.append((record, assignment, offset, failed))
+                if assignment.offsets.read(record.offset()):
+                    attempt = assignment.offsets.attempt(record.offset())
+                    fresh.append((record, assignment, attempt))
         made = [_delivery(*each) for each in fresh]
         size = sum(len(delivery.message.body) for delivery in made)
         with self.lock:
-            self._ready += made
+            for delivery in made:
+                due = waits_until(delivery.native) if delivery.claim.written else 0.0  # type: ignore[attr-defined]
+                if due:
+                    self._comes_again(delivery, due)
+                else:
+                    self._ready.append(delivery)
             self._bytes += size
             if made:
                 self._typical = size / len(made) or 1.0
             self.changed.notify()
 
+    def _comes_again(self, delivery: Delivery, due: float) -> None:
+        place = delivery.claim.place  # type: ignore[attr-defined]
+        heappush(self._back, (due, place, delivery.handle[0], delivery))
+
     def room(self) -> int:
         """How many more may be read."""
-        if self._bytes >= BYTES:
+        if self._bytes >= BYTES or len(self._back) >= WAITING:
             return 0
         fitting = int((BYTES - self._bytes) / self._typical) + 1
         return min(self.prefetch - len(self._ready), fitting)
@@ -137,23 +149,37 @@ class Desk:
 
     def take(self, limit: int, wait: float) -> list[Delivery]:
         """As Receiver.receive()."""
+        until = time.monotonic() + wait
         with self.lock:
-            if not (self._ready or self._back):
-                self.changed.wait_for(self._due, wait)
+            while not self._due() and (left := until - time.monotonic()) > 0:
+                self.changed.wait(min(left, self._first_due() - time.monotonic()))
             if self.failure is not None:
                 raise self.failure
-            taken = [heappop(self._back)[2] for _ in range(min(limit, len(self._back)))]
-            if not taken:
-                pop = self._ready.popleft
-                taken = [pop() for _ in range(min(limit, len(self._ready)))]
-                self._bytes -= sum(len(delivery.message.body) for delivery in taken)
+            taken = self._next(limit)
+            self._bytes -= sum(len(delivery.message.body) for delivery in taken)
             for delivery in taken:
                 delivery.claim.out[delivery.handle[0]] = delivery.handle  # type: ignore[attr-defined]
             self.freed.notify_all()
             return taken
 
     def _due(self) -> bool:
-        return bool(self._ready or self._back or self.stopped or self.failure)
+        if self._ready or self.stopped or self.failure:
+            return True
+        return self._first_due() <= time.monotonic()
+
+    def _first_due(self) -> float:
+        return self._back[0][0] if self._back else math.inf
+
+    def _next(self, limit: int) -> list[Delivery]:
+        """With the lock held: what came back goes first."""
+        taken: list[Delivery] = []
+        now = time.monotonic() if self._back else 0.0
+        while len(taken) < limit and self._first_due() <= now:
+            taken.append(heappop(self._back)[3])
+        if not taken:
+            pop = self._ready.popleft
+            taken = [pop() for _ in range(min(limit, len(self._ready)))]
+        return taken
 
     # settling
 
@@ -163,12 +189,13 @@ class Desk:
             deliveries, lambda assignment, offset, _: assignment.offsets.settle(offset)
         )
 
-    def fail(self, deliveries: Sequence[Delivery]) -> list[Refusal]:
-        """Their handling has failed: again, one attempt later."""
+    def fail(self, deliveries: Sequence[Delivery], delay: float) -> list[Refusal]:
+        """Their handling has failed: again after `delay` seconds, as the next attempt."""
+        due = time.monotonic() + delay if delay else 0.0
 
         def again(assignment: Assignment, offset: int, delivery: Delivery) -> None:
             assignment.offsets.fail(offset)
-            self._put_back(assignment, offset, delivery)
+            self._put_back(assignment, delivery, due)
 
         return self._settle(deliveries, again)
 
@@ -178,16 +205,51 @@ class Desk:
             for delivery in deliveries:
                 assignment = self._take_out(delivery)
                 if assignment is not None:
-                    self._put_back(assignment, delivery.handle[0], delivery)
+                    self._put_back(assignment, delivery, 0.0)
             self.changed.notify()
             self.freed.notify_all()
 
-    def _put_back(self, assignment: Assignment, offset: int, delivery: Delivery) -> None:
+    # sending again: what is taken away is settled, or comes back
+
+    def take_away(self, deliveries: Sequence[Delivery]) -> tuple[list[Delivery], list[Refusal]]:
+        """Which are ours, from now on nobody else's to settle."""
+        ours: list[Delivery] = []
+        refused: list[Refusal] = []
+        with self.lock:
+            for delivery in deliveries:
+                if self._take_out(delivery):
+                    ours.append(delivery)
+                else:
+                    refused.append((delivery, _stale(delivery)))
+            self.away += len(ours)
+        return ours, refused
+
+    def returned(self, delivery: Delivery, *, stored: bool) -> None:
+        """It was sent again, or could not be: then it comes again from here."""
+        assignment, offset = delivery.claim, delivery.handle[0]
+        assert isinstance(assignment, Assignment)
+        with self.lock:
+            self.away -= 1
+            if not assignment.ended:
+                if stored:
+                    assignment.offsets.settle(offset)
+                else:
+                    assignment.offsets.fail(offset)
+                    self._put_back(assignment, delivery, 0.0)
+                assignment.version += 1
+                self.dirty.add(assignment)
+            self._wake()
+
+    def all_back(self, timeout: float) -> bool:
+        with self.lock:
+            return self.settled.wait_for(lambda: not self.away, timeout)
+
+    def _put_back(self, assignment: Assignment, delivery: Delivery, due: float) -> None:
         """With the lock held: what the handler did to the message is not for the next."""
         if not assignment.leaving:
-            attempt = assignment.offsets.attempt(offset)
-            fresh = _delivery(delivery.native, assignment, offset, attempt)
-            heappush(self._back, (assignment.place, offset, fresh))
+            attempt = assignment.offsets.attempt(delivery.handle[0])
+            self._comes_again(_delivery(delivery.native, assignment, attempt), due)
+            self._bytes += len(delivery.message.body)
 
     def _settle(
         self,
@@ -348,11 +410,11 @@ class Desk:
 
     def _keep(self, which: Callable[[Delivery], bool]) -> None:
         """With the lock held: of what is read and not handed out, only these."""
-        if not all(map(which, self._ready)):
-            self._ready = deque(filter(which, self._ready))
-            self._bytes = sum(len(each.message.body) for each in self._ready)
-        self._back = [entry for entry in self._back if which(entry[2])]
+        self._ready = deque(filter(which, self._ready))
+        self._back = [entry for entry in self._back if which(entry[3])]
         heapify(self._back)
+        left = [*self._ready, *(entry[3] for entry in self._back)]
+        self._bytes = sum(len(each.message.body) for each in left)
 
     def over(self, failure: AnymqError) -> None:
         """Nothing more comes."""
@@ -371,13 +433,25 @@ class Desk:
             waiting.notify_all()
 
 
-def _delivery(record: Any, assignment: Assignment, offset: int, attempt: int) -> Delivery:
+def _delivery(record: Any, assignment: Assignment, attempt: int) -> Delivery:
     if assignment.written:
         attempt += attempts(record)
     # A handle of its own for each time it is handed out, so that a late ack of the last is known.
     return Delivery(
-        decode(record), (offset, object()), assignment, attempt, assignment.lane, None, record
+        decode(record),
+        (record.offset(), object()),
+        assignment,
+        attempt,
+        assignment.lane,
+        None,
+        record,
     )
+
+
+def waits_until(record: Any) -> float:
+    """time.monotonic() before which it is not to be handed out; 0.0 for at once."""
+    left = due(record) - time.time()
+    return time.monotonic() + left if left > 0 else 0.0
 
 
 def _snapshot(of: Iterable[Assignment]) -> Snapshot:

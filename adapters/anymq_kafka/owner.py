@@ -58,7 +58,6 @@ SETTINGS: Mapping[str, Any] = {  # `_` in place of `.`
     "enable_auto_commit": False,
     "enable_auto_offset_store": False,
     "auto_offset_reset": "error",  # the start is always said; what is not there is a gap
-    "fetch_wait_max_ms": 50,
     "fetch_queue_backoff_ms": 5,
     "queued_max_messages_kbytes": 16_384,
 }

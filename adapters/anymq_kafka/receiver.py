@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from anymq.spi import AnymqError, Claim, Delivery, Receiver, Refusal, Subscription
+from anymq.spi import (
+    AnymqError,
+    Claim,
+    ConnectionLostError,
+    Delivery,
+    Receiver,
+    Refusal,
+    Subscription,
+)
+from anymq_kafka.again import Again
 from anymq_kafka.client import Client
 from anymq_kafka.desk import Desk, Place
 from anymq_kafka.hello import Hello
@@ -48,6 +58,8 @@ class KafkaReceiver(Receiver):
             self._owner.begin_alone()
         else:
             self._owner.begin()
+        keeps_flowing = options["retry"] == "topic" and not subscription.ordered
+        self._again = Again(client, own, self._desk) if own and keeps_flowing else None
 
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         self._client.check_process()
@@ -58,10 +70,17 @@ class KafkaReceiver(Receiver):
 
     def confirm(self, timeout: float) -> None:
         self._client.check_process()
-        self._desk.confirm(timeout)
+        until = time.monotonic() + timeout
+        if not self._desk.all_back(timeout):
+            raise ConnectionLostError(
+                f"{self._client.place}: what failed is not sent again after {timeout:g} s"
+            )
+        self._desk.confirm(max(0.0, until - time.monotonic()))
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
-        return self._desk.fail(deliveries)
+        if self._again is not None:
+            return self._again.send(deliveries, delay)
+        return self._desk.fail(deliveries, delay)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         self._desk.give_back(deliveries)
@@ -92,5 +111,9 @@ class KafkaReceiver(Receiver):
         self._desk.stop()
 
     def close(self, timeout: float) -> None:
-        if os.getpid() == self._pid:
-            self._owner.end(timeout)
+        if os.getpid() != self._pid:
+            return
+        until = time.monotonic() + timeout
+        if self._again is not None:
+            self._again.close(timeout)
+        self._owner.end(max(0.1, until - time.monotonic()))

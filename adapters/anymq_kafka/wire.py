@@ -122,12 +122,18 @@ def attempts(record: Any) -> int:
     return _number(dict(_headers(record) or ()).get(ATTEMPTS)) or 0
 
 
+def due(record: Any) -> float:
+    """Unix time until which it waits in a retry topic; 0 where it does not."""
+    return (_number(dict(record.headers() or ()).get(DUE)) or 0) / 1000
+
+
 def again(record: Any, failed: int, due: float) -> Headers:
     """The headers of a record on its way to a retry topic: those that it had, but for these."""
     kept: Headers = [
         (name, text) for name, text in _headers(record) or () if name not in (ATTEMPTS, DUE)
     ]
-    return [*kept, (ATTEMPTS, str(failed)), (DUE, str(int(due * 1000)))]
+    waits: Headers = [(DUE, str(int(due * 1000 + 0.999)))] if due else []
+    return [*kept, (ATTEMPTS, str(failed)), *waits]
 
 
 def _headers(record: Any) -> list[tuple[str, bytes | None]] | None:

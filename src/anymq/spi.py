@@ -228,6 +228,11 @@ class Adapter(ABC):
     """What ended this session and all that is open on it; None while it lasts, and where senders
     and receivers are lost one by one. Looking costs nothing."""
 
+    def on_blocked(self, why: ThrottledError | None) -> None:  # noqa: B027
+        """Set by the portable layer. Call it when the broker says that it takes no messages for
+        now, with its reason, and with None when it takes them again or the connection ended. From
+        any thread; it does not wait."""
+
     @abstractmethod
     def capabilities(self, at: Topic | Subscription) -> Capabilities:
         """declare() with what is now known of the server. Nothing DEPENDS any more."""

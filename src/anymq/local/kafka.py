@@ -53,6 +53,7 @@ _QUICK = {
     "group.consumer.min.heartbeat.interval.ms": "200",
     "broker.session.timeout.ms": "1000",
     "broker.heartbeat.interval.ms": "200",
+    "num.partitions": "4",  # of a topic that is made without a number: so that consumers can share
     # Less to set up at each start.
     "offsets.topic.num.partitions": "1",
     "transaction.state.log.num.partitions": "1",

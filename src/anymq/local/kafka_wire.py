@@ -12,7 +12,9 @@ from urllib.parse import SplitResult
 
 from .wire import connect, read_exactly
 
-_METADATA, _API_VERSIONS, _CREATE_ACLS, _DESCRIBE_SCRAM, _ALTER_SCRAM = 3, 18, 30, 50, 51
+_METADATA, _API_VERSIONS, _PRODUCER_ID = 3, 18, 22
+_CREATE_ACLS, _DESCRIBE_SCRAM, _ALTER_SCRAM = 30, 50, 51
+_LOADING = 14  # an error: it will be able to, in a moment
 _NUMBER = 7  # of every request: one at a time is under way
 _NO_TAGS = b"\0"
 _SALT, _ITERATIONS = 16, 4096
@@ -43,7 +45,7 @@ def version(url: SplitResult) -> str:
     level = _features(answer).get("metadata.version")
     if level is None:
         raise OSError("the answer is not that of a Kafka broker in KRaft mode")
-    if not url.username and not _serves(url):
+    if not url.username and not (_serves(url) and _numbers_producers(url)):
         raise OSError("the broker has no place in its cluster yet")
     return next(_LEVELS[first] for first in sorted(_LEVELS, reverse=True) if first <= level)
 
@@ -68,6 +70,14 @@ def _serves(url: SplitResult) -> bool:
     no_topics = struct.pack(">i", 0)
     (brokers,) = struct.unpack_from(">i", _ask(url, _METADATA, 1, no_topics, compact=False))
     return bool(brokers > 0)
+
+
+def _numbers_producers(url: SplitResult) -> bool:
+    """Whether it gives out numbers to producers. One that was just started cannot at once, and its
+    first producer then waits a second for another try."""
+    no_transaction, timeout = b"\0", struct.pack(">i", 1000)
+    answer = _Answer(_ask(url, _PRODUCER_ID, 2, no_transaction + timeout + _NO_TAGS))
+    return answer.take(">ih")[1] != _LOADING
 
 
 def add_user(url: SplitResult, name: str, password: str) -> None:
