@@ -137,7 +137,7 @@ def _bracket(host: str, port: int) -> str:
 def _security(url: Url, options: Mapping[str, Any], secure: bool) -> dict[str, Any]:
     """librdkafka's settings for TLS and SASL."""
     mechanism = options["sasl"]
-    if url.username is None:
+    if not url.username:
         if mechanism or url.password is not None:
             raise ConfigError(f"{url}: a password and sasl= are of no use without a user")
         found: dict[str, Any] = {"security.protocol": "ssl" if secure else "plaintext"}
