@@ -161,6 +161,31 @@ def test_a_bare_record(kafka: LocalBroker, broker: anymq.Broker, work: Subscript
         delivery.ack()
 
 
+def test_a_cloud_event_keeps_its_native_names_through_dead_letters_and_redrive(
+    kafka: LocalBroker, broker: anymq.Broker, work: Subscription
+) -> None:
+    """Written by a plain program in binary mode, died and redriven by anymq, read by it again."""
+    event: list[tuple[str, bytes | None]] = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"e-1"),
+        ("ce_source", b"/shop"),
+        ("content-type", b"application/json"),
+        ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ]
+    produce_with(kafka, work.topic.name, b'{"order":1}', b"k", event)
+    with broker.consumer(work) as consumer:
+        (delivery,) = take(consumer)
+        assert delivery.message.content_type == "application/json"
+        assert delivery.message.headers == {name: (text or b"").decode() for name, text in event}
+        delivery.dead_letter("on purpose")
+    assert work.dead_topic is not None
+    assert broker.redrive(work, timeout=5.0).redriven == 1
+    for topic in (work.dead_topic.name, work.queue_name):
+        (record,) = read(kafka, topic)
+        own = [each for each in record.headers() if not each[0].startswith("anymq-")]
+        assert (record.value(), record.key(), own) == (b'{"order":1}', b"k", event)
+
+
 def test_nothing_is_not_empty_and_comes_back_as_nothing(
     kafka: LocalBroker, broker: anymq.Broker, work: Subscription
 ) -> None:

@@ -6,7 +6,8 @@
     headers               headers, UTF-8
     id                    header anymq-id; of a record without it: topic/partition/offset
     expires               header anymq-expires, milliseconds of Unix time
-    content_type, ...     headers anymq-content-type, anymq-correlation-id, anymq-reply-to
+    content_type, ...     headers anymq-content-type, anymq-correlation-id, anymq-reply-to; of a
+                          record of others, too, what CloudEvents has as header content-type
 
 A topic throws away what is old by its records' timestamps. So a message that was first sent long
 ago, a dead letter above all, has the time at which it is stored there, and its own in a header;
@@ -113,6 +114,7 @@ def decode(record: Any) -> Message:
     if body is None:
         message.headers = {**message.headers, NULL: _foreign("value")}
     if message.id is None:
+        message.content_type = message.content_type or message.headers.get("content-type")
         message.id = f"{record.topic()}/{record.partition()}/{record.offset()}"
     return message
 
