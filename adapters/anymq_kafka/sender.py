@@ -57,7 +57,7 @@ class KafkaSender(Sender):
     what follows is open: then this sender is over."""
 
     batch = 1000  # with 500 the processor time of a message is a fifth more
-    pipeline = 2
+    pipeline = 4
     waits = False
 
     def __init__(self, client: Client, topic: str, body_limit: int, request_limit: int) -> None:

@@ -200,7 +200,7 @@ def _text(raw: bytes) -> str:
 
 def _bytes(text: str) -> bytes:
     """For the client always bytes: it cuts a str at a NUL, and crashes on a lone surrogate."""
-    return text.encode("utf-8", "surrogateescape")
+    return text.encode() if text.isascii() else text.encode("utf-8", "surrogateescape")
 
 
 def _check_name(name: str) -> None:
