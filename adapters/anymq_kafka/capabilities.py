@@ -129,13 +129,6 @@ EMULATED: dict[Guarantee, tuple[str, str, str]] = {
         OURS + "topology.py",
         "a second letter of the same id after a crash between; letters are not deleted by reading",
     ),
-    G.DEPTH: (
-        "the distance from the group's offsets to the ends of the partitions, less what is settled"
-        " behind them and what consumers of this session hold",
-        OURS + "topology.py",
-        "what other sessions hold counts as ready; marks of transactions and gaps of compaction"
-        " count as messages",
-    ),
     G.PURGE: (
         "the group goes on at the ends of the partitions; the records stay for other groups",
         OURS + "topology.py",
@@ -229,6 +222,13 @@ def declare(
     facts |= {need: Fact(Level.PLANNED, *texts) for need, texts in PLANNED.items()}
     ordered = isinstance(at, Subscription) and at.ordered
     facts |= ORDERED if ordered else UNORDERED
+    facts[G.DEPTH] = Fact(
+        Level.BEST_EFFORT,
+        "the distance from the group's offsets to the ends of the partitions, less what is settled"
+        " behind them and what consumers of this session hold: what other sessions hold counts as"
+        " ready, and so do marks of transactions and gaps of compaction",
+        OURS + "topology.py",
+    )
     facts[G.ATTEMPT_COUNT] = Fact(
         Level.BEST_EFFORT,
         "Kafka counts nothing: failed attempts are counted here and kept in the commit's metadata;"
