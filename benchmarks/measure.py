@@ -58,6 +58,13 @@ class Contest:
         ]
         return statistics.median(ratios), min(ratios), max(ratios)
 
+    def above(self, of: str, to: str) -> float:
+        """Microseconds of processor time per message that `of` uses more than `to`: the median."""
+        return MICRO * statistics.median(
+            ours.cpu - theirs.cpu
+            for ours, theirs in zip(self.rounds[of], self.rounds[to], strict=True)
+        )
+
     def show(self, promises: Mapping[str, str]) -> None:
         """Every runner in a row, with how much more than the first it uses, and what for."""
         first = next(iter(self.runs))

@@ -2,8 +2,9 @@
 
     python benchmarks/peers.py NAME URL COUNT    by that environment's Python: one run, as JSON
 
-Run by rabbitmq.py and redis.py. The programs are what the libraries' own documentation shows, with
-the durability, exchange and queue that anymq is measured with; nothing of anymq is imported.
+Run by rabbitmq.py, redis.py and kafka.py. The programs are what the libraries' own documentation
+shows, with the durability, exchange and queue that anymq is measured with; nothing of anymq is
+imported.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ["kombu==5.7.0", "packaging==25.0", "faststream[rabbit,redis]==0.7.8", "redis==8.1.0"]
+PACKAGES = [
+    "kombu==5.7.0",
+    "packaging==25.0",
+    "faststream[rabbit,redis,confluent]==0.7.8",
+    "redis==8.1.0",
+    "confluent-kafka==2.16.1",
+]
 EXCHANGE, QUEUE, CHANNEL = "benchmark", "benchmark_work", "benchmark"
 BODY = b"x" * 256
 PREFETCH = 1000
@@ -256,6 +263,43 @@ def faststream_redis_listen(url: str, count: int) -> None:
             stop()
 
     asyncio.run(consume())
+
+
+def kombu_kafka_publish(servers: str, count: int) -> None:
+    """kombu has no exchanges on Kafka: a queue is a topic."""
+    import kombu
+
+    with kombu.Connection(f"confluentkafka://{servers}") as connection:
+        producer = kombu.Producer(connection.channel(), routing_key=EXCHANGE)
+        publish_with_kombu(producer, count)
+
+
+def faststream_kafka_publish(servers: str, count: int) -> None:
+    asyncio.run(publish_to_kafka_with_faststream(servers, count, 1))
+
+
+def faststream_kafka_together(servers: str, count: int) -> None:
+    asyncio.run(publish_to_kafka_with_faststream(servers, count, TOGETHER))
+
+
+async def publish_to_kafka_with_faststream(servers: str, count: int, together: int) -> None:
+    from faststream.confluent import KafkaBroker
+
+    def publish(broker: Any) -> Any:
+        return broker.publish(
+            BODY, topic=EXCHANGE, key=b"k", headers={"anymq-id": uuid.uuid4().hex, "a": "1"}
+        )
+
+    async with KafkaBroker(servers, logger=None, acks="all", enable_idempotence=True) as broker:
+        await broker.start()
+        await publish(broker)
+        start()
+        for _ in range(0, count, together):
+            if together == 1:
+                await publish(broker)
+            else:
+                await asyncio.gather(*(publish(broker) for _ in range(together)))
+        stop()
 
 
 if __name__ == "__main__":

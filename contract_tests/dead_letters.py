@@ -145,7 +145,7 @@ def what_cannot_be_read_is_parked(s: Scenario) -> None:
     found = s.letters().drain(bad)
     s.wait_for(lambda: len(handled) >= len(good), "all that can be read is handled")
     consumer.close()
-    s.expect(ids(handled) == ids(good), f"handled are {ids(good)}, not {ids(handled)}", good)
+    s.expect(s.same(handled, good), f"handled are {ids(good)}, not {ids(handled)}", good)
     s.expect(sorted(ids(found)) == sorted(ids(bad)), "parked is what cannot be read", bad, found)
     reasons = {dead_headers([taken]).get("reason") for taken in found}
     s.expect(reasons == {"undecodable"}, f"each because undecodable, not {reasons}", found)
@@ -375,7 +375,7 @@ def a_killer_is_parked(s: Scenario) -> None:
             each.nack()
         found = letters.take()
     letters.close()
-    s.expect(ids(s.letters(killed).drain(killers)) == ids(killers), "it is still there", killers)
+    s.expect(s.same(s.letters(killed).drain(killers), killers), "it is still there", killers)
     s.consumer(killed).drain([], linger=0.5)
     s.expect(deaths == 4, f"it was handled 4 times, not {deaths}", killers)
     s.judge("lost", "letter_and_processed", where=[killed], at_least=4)

@@ -58,7 +58,7 @@ def an_ephemeral_group(s: Scenario) -> None:
     during = s.producer().send(10)
     for guest in guests:
         got = guest.drain(during)
-        s.expect(ids(got) == ids(during), "each gets all that was sent since, once", during, got)
+        s.expect(s.same(got, during), "each gets all that was sent since, once", during, got)
         guest.close()
     after = s.producer().send(5)
     work.drain(before + during + after)
@@ -96,7 +96,7 @@ def an_idle_one_takes_over(s: Scenario) -> None:
         s.expect(not early, "while one handles the key the others get nothing of it", held, early)
     child.kill()
     got = _take_turns(idle, sent, s.patience if _ordered(s) else 0.5)
-    s.expect(ids(got) == ids(sent), "one takes over with what was held, and then the rest", sent)
+    s.expect(s.same(got, sent), "one takes over with what was held, and then the rest", sent)
     s.judge("lost", "inversion", "concurrent", "overtaking", "after_ack", at_least=21)
 
 
@@ -199,7 +199,7 @@ def a_pattern_chooses(s: Scenario) -> None:
     got, others = every.drain(sent), beside.drain(outside)
     s.exercised("messages that it got", len(got), 1)
     s.expect(sorted(ids(got)) == sorted(ids(sent)), "it gets these, once, and nothing else", got)
-    s.expect(ids(others) == ids(outside), "who subscribes to one alone gets only that", others)
+    s.expect(s.same(others, outside), "who subscribes to one alone gets only that", others)
     for topic in pattern.inside:
         order = [name for name in ids(got) if name.startswith(f"{topic}-")]
         s.expect(order == sorted(order), f"those of one topic come in their order: {order}", got)

@@ -136,9 +136,9 @@ def test_a_slow_way_delays_and_throttles_each_direction(relay: Relay) -> None:
 def test_a_url_leads_through_a_relay(url: str, to: tuple[str, int], through: str) -> None:
     made: list[tuple[str, int]] = []
 
-    def make(host: str, port: int) -> Relay:
+    def make(host: str, port: int, at: int) -> Relay:
         made.append((host, port))
-        return Relay(host, port)
+        return Relay(host, port, at)
 
     relay, found = relay_to(url, make)
     relay.close()

@@ -34,6 +34,8 @@ BUILT_IN: dict[str, Entry] = {
     "amqps": Entry("anymq_rabbitmq", "rabbitmq"),
     "redis": Entry("anymq_redis", "redis"),
     "rediss": Entry("anymq_redis", "redis"),
+    "kafka": Entry("anymq_kafka", "kafka"),
+    "kafkas": Entry("anymq_kafka", "kafka"),
 }
 
 

@@ -1,7 +1,7 @@
 """Real brokers on this machine: found or started, broken on purpose, and cleaned up."""
 
 from .broker import LocalBroker, stop_all
-from .errors import BrokerFailed, BrokerMissing
+from .errors import BrokerFailed, BrokerMissing, NoRelay
 from .relay import Relay, relay_to
 from .search import known, start
 
@@ -9,6 +9,7 @@ __all__ = [
     "BrokerFailed",
     "BrokerMissing",
     "LocalBroker",
+    "NoRelay",
     "Relay",
     "known",
     "relay_to",

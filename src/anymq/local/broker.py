@@ -6,8 +6,9 @@ import time
 import types
 import weakref
 from collections.abc import Callable
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from .doors import close_doors, open_doors
 from .errors import BrokerFailed
 from .given import GivenRunner
 from .kind import Kind
@@ -76,6 +77,7 @@ class LocalBroker:
         atexit.unregister(self._stop_in_owner)
         _living.discard(self)
         self._runner.discard()
+        close_doors(self._port())
         for relay in self._relays:
             relay.close()
 
@@ -87,11 +89,12 @@ class LocalBroker:
         """
         if isinstance(self._runner, GivenRunner):
             self._runner.refuse("add a user to")
-        self._kind.add_user(self._runner, self.url, name, password, powerless)
-        parts = urlsplit(self.url)
-        address = parts.netloc.rpartition("@")[2]
-        user = f"{quote(name, safe='')}:{quote(password, safe='')}"
-        return urlunsplit(parts._replace(netloc=f"{user}@{address}"))
+        return self._kind.add_user(self._runner, self.url, name, password, powerless)
+
+    @property
+    def title(self) -> str:
+        """How its makers write its name."""
+        return self._kind.title
 
     def alive(self) -> bool:
         """False once its main process has ended; a broker given by URL is taken to live."""
@@ -124,6 +127,9 @@ class LocalBroker:
 
     def __repr__(self) -> str:
         return f"<LocalBroker {self.name} {self.version}, {self.how}>"
+
+    def _port(self) -> int:
+        return urlsplit(self.url).port or 0
 
     def _serve(self) -> None:
         """Start it and wait until it answers its own protocol, 90 s at most."""
@@ -170,6 +176,8 @@ def stop_all() -> bool:
 def launch(kind: Kind, runner: Runner, url: str, how: str) -> LocalBroker:
     """A broker that was started and serves. Raises BrokerFailed, and then leaves nothing."""
     broker = LocalBroker(kind, runner, url, how)
+    if kind.doors:
+        open_doors(broker._port(), kind.doors)
     try:
         broker._serve()
     except BaseException:

@@ -9,10 +9,15 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from .doors import door_to
+from .errors import NoRelay
+
 PORTS = {
     "redis": 6379, "rediss": 6379,
     "rabbitmq": 5672, "amqp": 5672, "rabbitmqs": 5671, "amqps": 5671,
+    "kafka": 9092, "kafkas": 9092,
 }  # where a URL names none  # fmt: skip
+_TELL_AN_ADDRESS = ("kafka", "kafkas")
 _PIECE = 1 << 16  # bytes that travel together at most
 _ON_THE_WAY = 16  # pieces: who sends more has to wait, as with any network
 _PIECES = 20  # per second, where bytes are slow
@@ -32,12 +37,13 @@ class _Gate:
 
 class Relay:
     """Passes bytes between those who connect to `port` and a server. Safe to use from any thread.
+    `at` is the port to take; 0 is any.
 
     What it does to connections counts for those that are open: who connects afterwards gets
     through, but after close(). Only slow() counts for those as well.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, at: int = 0) -> None:
         self._target = (host, port)
         self._lock = threading.Lock()
         self._closed = False
@@ -48,7 +54,7 @@ class Relay:
         self.requests = 0  # pieces that came from those who connected
         self.answered = 0  # bytes that the server had for them and they took
         self._gates: list[_Gate] = []  # of every connection so far
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", at))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, name="relay", daemon=True).start()
 
@@ -184,11 +190,24 @@ def _shut(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
         one.shutdown(how)
 
 
-def relay_to(url: str, make: Callable[[str, int], Relay] = Relay) -> tuple[Relay, str]:
-    """A relay to the first host of a URL, and the URL that leads through it."""
+def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[Relay, str]:
+    """A relay to the first host of a URL, and the URL that leads through it.
+
+    Raises NoRelay for a broker whose clients would leave it, where this process did not start that
+    broker.
+    """
     scheme, _, rest = url.partition("://")
     end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
     login, at, hosts = rest[:end].rpartition("@")
     host = urlsplit(f"//{hosts.partition(',')[0]}")
-    relay = make(host.hostname or "localhost", host.port or PORTS[scheme])
+    port = host.port or PORTS[scheme]
+    if door := door_to(port):
+        relay = make("127.0.0.1", door.port, door.told)
+    elif scheme in _TELL_AN_ADDRESS:
+        raise NoRelay(
+            "its clients go on to the address that it tells them, so nothing can stand between"
+            " unless this process starts it"
+        )
+    else:
+        relay = make(host.hostname or "localhost", port, 0)
     return relay, f"{scheme}://{login}{at}127.0.0.1:{relay.port}{rest[end:]}"

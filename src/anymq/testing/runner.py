@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anymq.capabilities import PROMISED, Fact, Level
+from anymq.local import NoRelay
 from anymq.testing.columns import Column, ColumnMissing, Source
 from anymq.testing.contract import NEEDS, NETWORK, Contract
 from anymq.testing.history import Event
@@ -67,6 +68,9 @@ class _Attempt:
             self._run()
         except Over:
             pass
+        except NoRelay as error:
+            text = f"needs a relay on the way to {self.column.name}; {error}"
+            self.decided = Outcome.NOT_RUN, text, []
         except BaseException as error:  # noqa: BLE001 (becomes the cell's verdict)
             self._failed(error)
         finally:

@@ -25,7 +25,7 @@ from anymq.testing.contract import Contract, is_of_topic
 from anymq.testing.findings import NEVER, Judgement
 from anymq.testing.history import Event, History, Kind
 from anymq.testing.link import Link
-from anymq.testing.receiving import RecordingConsumer, Taken, place
+from anymq.testing.receiving import RecordingConsumer, Taken, ids, place
 from anymq.testing.sending import RecordingProducer
 from anymq.testing.verdict import Observed, Violation
 from anymq.topics import Subscription, Topic
@@ -105,6 +105,13 @@ class Scenario:
     def usable(self, guarantee: Guarantee) -> bool:
         """Can this be used here, as a guarantee or as best effort?"""
         return self.declared(guarantee).level in USABLE
+
+    def same(self, got: Iterable[Taken | Message], wanted: Iterable[Taken | Message]) -> bool:
+        """Are they these, each once; and in this order, where the broker has one for all?"""
+        found, expected = ids(got), ids(wanted)
+        if self.usable(Guarantee.ORDER_QUEUE):
+            return found == expected
+        return sorted(found) == sorted(expected)
 
     def promised(self, guarantee: Guarantee) -> bool:
         """Must it hold here?"""

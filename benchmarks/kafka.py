@@ -1,0 +1,157 @@
+"""What Kafka through anymq costs its client, beside raw confluent-kafka, kombu and FastStream.
+
+    python benchmarks/kafka.py [--url URL] [--rounds N] [--messages N]
+
+Processor time and time per message of publishing to a topic of three partitions with an outcome for
+each message, against a raw confluent_kafka.Producer that does the same job (idempotent, acks=all;
+messages with id, key, one header and time; an outcome for each), and against kombu and FastStream
+used as their documentation shows.
+
+Starts a broker for itself unless given the URL of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+sys.path[0] = str(Path(__file__).parents[1])  # as with `python -m benchmarks.kafka`
+
+import confluent_kafka
+
+import anymq
+from anymq import local
+from benchmarks import peers
+from benchmarks.measure import Contest, Stopwatch, Used, shape
+
+BODY = b"x" * 256
+HEADERS = {"a": "1"}
+WORK = anymq.Subscription(anymq.Topic("benchmark"), "work")
+POLL_EVERY = 100  # messages; confluent-kafka's documentation polls after each
+
+
+def servers(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def raw_publish(url: str, count: int) -> Used:
+    """One thread, which reads the reports between its messages and waits for the rest."""
+    producer = confluent_kafka.Producer(
+        {
+            "bootstrap.servers": servers(url),
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 0,
+            "partitioner": "murmur2_random",
+            "queue.buffering.max.messages": 0,
+        }
+    )
+    producer.list_topics(WORK.topic.name, 10)
+    outcomes: list[str | None] = [None] * count
+    prefix = uuid.uuid4().hex[:16]
+
+    def told(place: int, error: Any, _: Any) -> None:
+        outcomes[place] = "stored" if error is None else "unknown"
+
+    clock = Stopwatch()
+    for number in range(count):
+        producer.produce(
+            WORK.topic.name,
+            BODY,
+            b"k",
+            on_delivery=functools.partial(told, number),
+            timestamp=int(time.time() * 1000),
+            headers=[("anymq-id", f"{prefix}-{number:x}".encode()), ("a", b"1")],
+        )
+        if number % POLL_EVERY == 0:
+            producer.poll(0)
+    producer.flush()
+    used = clock.used(count)
+    assert set(outcomes) == {"stored"}, set(outcomes)
+    return used
+
+
+def our_publish(url: str, count: int) -> Used:
+    outcomes: list[anymq.SendOutcome] = []
+    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
+        clock = Stopwatch()
+        producer.send_many(
+            (anymq.Message(BODY, "k", HEADERS) for _ in range(count)),
+            lambda _, outcome: outcomes.append(outcome),
+        )
+        used = clock.used(count)
+    assert len(outcomes) == count
+    assert all(outcome.error is None for outcome in outcomes)
+    return used
+
+
+def peer(python: Path, job: str, url: str, count: int) -> Used:
+    cpu, wall = peers.run(python, job, servers(url), count)
+    return Used(cpu / count, wall / count)
+
+
+def compare_publishing(url: str, rounds: int, count: int) -> None:
+    python = peers.environment()
+    theirs = count // 20  # of kombu and FastStream, which wait for each answer
+    contest = Contest(
+        "Kafka, publish with an outcome for each message",
+        {
+            "anymq send_many": functools.partial(our_publish, url, count),
+            "raw confluent-kafka": functools.partial(raw_publish, url, count),
+            "kombu": functools.partial(peer, python, "kombu_kafka_publish", url, theirs),
+            "FastStream": functools.partial(peer, python, "faststream_kafka_publish", url, theirs),
+            "FastStream, 1,000 at a time": functools.partial(
+                peer, python, "faststream_kafka_together", url, count // 2000 * 1000
+            ),
+        },
+    )
+    for number in range(rounds):
+        contest.round(number)
+    stored = "idempotent, acks=all, in order; an outcome for each message"
+    contest.show(
+        {
+            "anymq send_many": stored,
+            "kombu": "acks=all; flushed one by one",
+            "FastStream": "acks=all; awaited one by one",
+            "FastStream, 1,000 at a time": "acks=all; no order promised",
+        },
+    )
+    contest.bar("anymq send_many", "raw confluent-kafka", "cpu", 0.5)
+    above = contest.above("anymq send_many", "raw confluent-kafka")
+    print(f"anymq send_many: {above:.1f} us of processor time above it for each message (or 4)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--url", help="of a Kafka to use; by default one is started")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--messages", type=int, default=50_000, help="per round")
+    given = parser.parse_args()
+    if given.url:
+        run(given.url, given)
+    else:
+        with local.start("kafka") as broker:
+            run(broker.url, given)
+
+
+def run(url: str, given: argparse.Namespace) -> None:
+    url = f"{url}{'&' if '?' in url else '?'}partitions=3"
+    with anymq.connect(url) as broker:
+        broker.provision(WORK)
+        at = broker.capabilities(WORK)
+        print(f"{broker.server}, {at.about}; {at.fact(anymq.Guarantee.SEND_CONFIRMED).reason}")
+        print(f"{shape()}; {given.messages} messages of {len(BODY)} bytes, {given.rounds} rounds")
+        try:
+            compare_publishing(url, given.rounds, given.messages)
+        finally:
+            broker.remove(WORK, WORK.topic)
+
+
+if __name__ == "__main__":
+    main()

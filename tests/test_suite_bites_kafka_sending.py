@@ -1,0 +1,89 @@
+"""Faults of the sending half of the Kafka adapter that contracts must catch, on a real broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from confluent_kafka import KafkaError
+
+from anymq import Message
+from anymq.message import STORED
+from anymq.spi import Done
+from anymq.testing.columns import Column, Source
+from anymq.testing.contract import CONTRACTS, load
+from anymq.testing.runner import run
+from anymq.testing.verdict import Outcome
+from anymq_kafka import errors, wire
+from anymq_kafka.sender import KafkaSender
+from anymq_kafka.topology import Topology
+
+load()
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module")
+def column() -> Iterator[Column]:
+    found = Source("kafka").open()
+    yield found
+    found.close()
+
+
+def unknown_as_failed(patch: pytest.MonkeyPatch) -> None:
+    """No answer came: so it cannot be there."""
+    silent = {KafkaError._MSG_TIMED_OUT, KafkaError._PURGE_INFLIGHT}
+    patch.setattr(errors, "NOT_STORED", errors.NOT_STORED | silent)
+    patch.setattr(KafkaSender, "_lost", property(lambda _: None, lambda *_: None), raising=False)
+
+
+def stored_when_handed_over(patch: pytest.MonkeyPatch) -> None:
+    """It is on its way: so it will arrive."""
+    send = KafkaSender.send
+
+    def at_once(sender: KafkaSender, batch: Sequence[Message], done: Done) -> None:
+        send(sender, batch, lambda _: None)
+        done([STORED] * len(batch))
+
+    patch.setattr(KafkaSender, "send", at_once)
+
+
+def headers_as_text(patch: pytest.MonkeyPatch) -> None:
+    """The client takes text, too, and cuts it at a NUL."""
+    patch.setattr(wire, "_bytes", lambda text: text)
+
+
+def names_as_they_are(patch: pytest.MonkeyPatch) -> None:
+    """The client takes any header name, and cuts it at a NUL."""
+    patch.setattr(wire, "_check_name", lambda _: None)
+
+
+def purged_for_all(patch: pytest.MonkeyPatch) -> None:
+    """The group's consumers are asked for nothing."""
+    patch.setattr("anymq_kafka.receiver.KafkaReceiver.purge", lambda _, ends, timeout: set(ends))
+
+
+def begins_wherever_it_is_now(patch: pytest.MonkeyPatch) -> None:
+    """Provisioned again, a group goes to the end."""
+    patch.setattr(Topology, "committed", lambda *_: {})
+
+
+FAULTS: dict[Fault, Sequence[str]] = {
+    unknown_as_failed: ["DEL-07"],
+    stored_when_handed_over: ["DEL-07"],
+    headers_as_text: ["PAY-01"],
+    names_as_they_are: ["PAY-05"],
+    purged_for_all: ["ADM-03"],
+    begins_wherever_it_is_now: ["ADM-06"],
+}
+
+
+@pytest.mark.parametrize("contract", sorted({each for found in FAULTS.values() for each in found}))
+def test_healthy(column: Column, contract: str) -> None:
+    assert run(CONTRACTS[contract], column).outcome in (Outcome.HOLDS, Outcome.EMULATED)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_caught(column: Column, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault(monkeypatch)
+    for contract in FAULTS[fault]:
+        assert run(CONTRACTS[contract], column).outcome is Outcome.BROKEN, contract
