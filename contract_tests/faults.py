@@ -115,9 +115,10 @@ def consumers_outlive_a_restart(s: Scenario) -> None:
     s.wait_for(lambda: len(consumer.taken) >= 50, "the first 50 are handled")
     consumer.flush()
     s.fault("restart")
-    told = partial(_told, events, ConnectionChange.CONNECTED)
-    s.wait_for(lambda: told() > 0, "it is connected again", AGAIN)
-    s.expect(_told(events, ConnectionChange.LOST) > 0, f"the loss was told: {events}")
+    if not s.capabilities().limits.bridges:  # else a short one ends nothing
+        told = partial(_told, events, ConnectionChange.CONNECTED)
+        s.wait_for(lambda: told() > 0, "it is connected again", AGAIN)
+        s.expect(_told(events, ConnectionChange.LOST) > 0, f"the loss was told: {events}")
     after = producer.send(50)
     s.wait_for(lambda: set(ids(after)) <= set(ids(consumer.taken)), "the next 50 come", AGAIN)
     consumer.stop()
@@ -141,12 +142,17 @@ def _more_told(events: list[ConnectionEvent], change: ConnectionChange, than: in
 @contract("LIF-05", Guarantee.REDELIVERY_ON_CRASH)
 def a_cut_while_it_is_handled(s: Scenario) -> None:
     """Its connection goes while a delivery is handled: it comes again, as another attempt, to the
-    same consumer, and the late ack is refused."""
+    same consumer, and the late ack is refused; or the delivery outlives it, where that is said."""
     link = s.link(reconnect=True)
     consumer = s.consumer(broker=link.broker)
     s.producer().send(1)
     (held,) = consumer.take(1)
     link.drop()
+    if s.capabilities().limits.bridges:
+        more = consumer.watch(2.0)
+        held.ack(wait=True)
+        s.expect(not (more or consumer.watch(0.3)), "it stays here, and only here", held)
+        return
     again = consumer.take(1, within=AGAIN if s.promised(Guarantee.REDELIVERY_ON_CRASH) else 2.0)
     if not s.expect(len(again) == 1, "it comes again to the consumer that was cut off", held):
         return
@@ -234,8 +240,9 @@ def half_open(s: Scenario) -> None:
     sending = s.begin(partial(producer.send_many, producer.messages(20), _any_outcome))
     elsewhere = s.producer().messages(20)
     s.producer().send_many(elsewhere, _any_outcome)  # by somebody whose connection is well
-    told = partial(_told, events, ConnectionChange.LOST)
-    s.wait_for(lambda: told() > 0, "the loss is told", stated + SLACK)
+    if not s.capabilities().limits.bridges:  # else what connects again gets through at once
+        told = partial(_told, events, ConnectionChange.LOST)
+        s.wait_for(lambda: told() > 0, "the loss is told", stated + SLACK)
     s.wait_for(sending.done, "every send has its outcome", stated + SLACK)
     s.wait_for(lambda: not _raises(link.broker.check), "check() is content again", AGAIN)
     for message in producer.messages(5):

@@ -147,7 +147,7 @@ def a_storm_of_crashes(s: Scenario) -> None:
     stream = _Stream(s, producers=2)
     crashes = 0
     for _ in range(CRASHES):
-        held = child.take(12, within=0.5)
+        held = child.take(12, within=s.patience if s.promised(Guarantee.COMPETING) else 0.5)
         child.ack(held[::2])
         child.kill()
         crashes += bool(held)

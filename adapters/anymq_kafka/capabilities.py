@@ -20,6 +20,9 @@ PORTABLE = "anymq/dead_letter.py, anymq/settling.py"
 TOPIC_LIMIT = 1_048_588  # max.message.bytes of a topic by default
 RESERVE = 65_536  # bytes of it that are for key, headers and framing
 HEADERS = 60_000  # of RESERVE; the rest is for lengths and what anymq adds
+NACK_DELAY = 3600.0  # seconds that the adapter keeps back what failed, where no lane waits for it
+BRIDGES = 10.0  # seconds; librdkafka connects again by itself
+SILENCE = 20.0  # seconds: as long again until it has given up the connections it had
 RETENTION = 604_800.0  # seconds; log.retention.hours and offsets.retention.minutes by default
 
 SILENCE = 20.0  # seconds that a send may go without an answer; a consumer notices after 15
@@ -104,8 +107,9 @@ EMULATED: dict[Guarantee, tuple[str, str, str]] = {
     ),
     G.NACK_DELAY: (
         "the consumer holds the message and hands it out again",
-        "anymq/retry.py",
-        "a place of the prefetch while it waits, and the partition's offset waits, too",
+        OURS + "desk.py",
+        "memory while it waits, and the partition's offset waits, too; of an ordered subscription"
+        " its partition waits",
     ),
     G.RELEASE_UNCOUNTED: (
         "nothing is committed for it, so that it comes again, uncounted",
@@ -247,6 +251,9 @@ def declare(
         silence=SILENCE,
         order=Scope.PARTITION,
         redelivery=frozenset({"nack", "disconnect"}),
+        nack_delay=0.0 if ordered else NACK_DELAY,
+        silence=SILENCE,
+        bridges=BRIDGES,
     )
     about = f"Kafka consumer group{', ordered' if ordered else ''}"
     return Capabilities(facts, limits, about, server, () if server else (ASSUMED,))

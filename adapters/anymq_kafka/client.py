@@ -70,6 +70,8 @@ class Client:
             "client.id": "anymq",
             "allow.auto.create.topics": False,
             "reconnect.backoff.max.ms": 1000,
+            "socket.timeout.ms": 10_000,  # of a connection that is silent, see Limits.silence
+            "socket.connection.setup.timeout.ms": 10_000,
             "log_level": 2,  # what it has to say comes as errors, too
             **_security(url, options, secure),
         }

@@ -36,6 +36,7 @@ from anymq.spi import (
     NotFoundError,
 )
 from anymq_kafka import errors
+from anymq_kafka.capabilities import BRIDGES
 from anymq_kafka.client import Client
 from anymq_kafka.desk import Assignment, Desk, Place, Snapshot
 from anymq_kafka.offsets import decode
@@ -50,7 +51,6 @@ COMMIT_EVERY = 0.02  # seconds between commits, unless somebody waits for one
 UNANSWERED = 20  # commits on their way at once
 DRAIN = 5.0  # seconds that handlers of a partition that is going have left
 ANSWER = 10.0  # seconds for an answer of the broker
-DOWN = 10.0  # seconds without any broker after which the session is over
 PROBE = 1.0  # seconds between two looks at a broker that is down
 MAX_POLL = 300_000  # milliseconds; the client's own default, as it is the rebalance timeout too
 
@@ -414,8 +414,8 @@ class Owner:
         topic = self._topics[0]
         if self._quietly(lambda: self._consumer.list_topics(topic, timeout=PROBE)):
             self._down = 0.0
-        elif now - self._down > DOWN:
-            away = f"no broker has answered for {DOWN:g} s"
+        elif now - self._down > BRIDGES:
+            away = f"no broker has answered for {BRIDGES:g} s"
             self._fail(ConnectionLostError(f"{self._place}: {away}"))
         self._probe = time.monotonic() + PROBE
 

@@ -117,6 +117,7 @@ class Limits:
     priorities: int = 1
     retention: float | None = None
     silence: float | None = None  # after so long a session whose broker is silent is given up
+    bridges: float = 0.0  # so long without a connection a session goes on, with its deliveries
     order: Scope = Scope.NONE
     redelivery: frozenset[str] = frozenset()  # nack, lease, disconnect: what brings it again
 
