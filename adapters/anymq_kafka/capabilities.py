@@ -22,10 +22,9 @@ RESERVE = 65_536  # bytes of it that are for key, headers and framing
 HEADERS = 60_000  # of RESERVE; the rest is for lengths and what anymq adds
 NACK_DELAY = 3600.0  # seconds that the adapter keeps back what failed, where no lane waits for it
 BRIDGES = 10.0  # seconds; librdkafka connects again by itself
-SILENCE = 20.0  # seconds: as long again until it has given up the connections it had
 RETENTION = 604_800.0  # seconds; log.retention.hours and offsets.retention.minutes by default
 
-SILENCE = 20.0  # seconds that a send may go without an answer; a consumer notices after 15
+SILENCE = 20.0  # seconds that a send may go without an answer, and a consumer without a broker
 
 G = Guarantee
 
@@ -252,7 +251,6 @@ def declare(
         order=Scope.PARTITION,
         redelivery=frozenset({"nack", "disconnect"}),
         nack_delay=0.0 if ordered else NACK_DELAY,
-        silence=SILENCE,
         bridges=BRIDGES,
     )
     about = f"Kafka consumer group{', ordered' if ordered else ''}"
