@@ -15,7 +15,7 @@ TEN_YEARS = 10 * 365 * 86400.0
 
 @contract("RPL-01", Guarantee.REPLAY)
 def a_later_group_reads_what_was_before(s: Scenario) -> None:
-    """A subscription made later that goes back gets what was sent and handled before it existed."""
+    """A subscription that is made later gets what was sent, and handled, before it existed."""
     first = s.consumer()
     sent = s.producer().send(10)
     first.drain(sent)
