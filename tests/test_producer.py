@@ -414,6 +414,25 @@ def test_what_was_handed_over_is_sent_when_the_program_forgets_to_close() -> Non
     assert (done.returncode, done.stdout) == (0, "100\n"), done
 
 
+def test_who_keeps_the_producer_alone_keeps_its_session() -> None:
+    """`producer = anymq.connect(url).producer(topic)`: the session must be closed at exit, too."""
+    program = (
+        SESSION.replace("DELAY", "0.3")
+        + """
+    import atexit, gc
+    queue = session._adapter.broker.queue(work)
+    del session
+    gc.collect()
+    def late():  # runs before the producer is closed
+        atexit._run_exitfuncs()
+        print(queue.ready())
+    threading._register_atexit(late)
+    """
+    )
+    done = run(program)
+    assert (done.returncode, done.stdout) == (0, "100\n"), done
+
+
 def test_what_is_not_confirmed_at_exit_is_named_and_changes_the_status() -> None:
     program = SESSION.replace("DELAY", "60") + "\n    broker.EXIT_TIMEOUT = 0.2\n"
     done = run(program)

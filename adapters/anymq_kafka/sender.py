@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -43,12 +43,11 @@ class Batch:
     """Messages handed over together. `wanted` reports make it complete; the sending thread writes
     that, and the reading thread how many there are, so that neither needs a lock."""
 
-    __slots__ = ("done", "outcomes", "reported", "wanted")
+    __slots__ = ("outcomes", "reported", "wanted")
 
-    def __init__(self, size: int, done: Done) -> None:
+    def __init__(self, size: int) -> None:
         self.outcomes: list[SendOutcome] = [UNANSWERED] * size
         self.wanted, self.reported = size, 0
-        self.done = done
 
 
 class KafkaSender(Sender):
@@ -69,9 +68,7 @@ class KafkaSender(Sender):
         self._ended: AnymqError | None = None
         self._lost: AnymqError | None = None
         self._stopping = False
-        self._flying: dict[
-            Batch, Literal[False] | None
-        ] = {}  # in order; whoever takes one out tells its outcomes
+        self._flying: dict[Batch, Done] = {}  # in order; who takes one out tells its outcomes
         self._drained = threading.Event()
         self.native: Any = client.make(
             Producer,
@@ -92,11 +89,11 @@ class KafkaSender(Sender):
 
     def send(self, batch: Sequence[Message], done: Done) -> None:
         self._client.check_process()
-        entry = Batch(len(batch), done)
+        entry = Batch(len(batch))
         with self._lock:
             if self._ended is not None:
                 raise self._ended
-            self._flying[entry] = None
+            self._flying[entry] = done
             refused = self._produce(entry, batch)
         if refused:
             entry.wanted -= refused
@@ -125,10 +122,16 @@ class KafkaSender(Sender):
                 entry.outcomes[place] = SendOutcome(Status.FAILED, error)
             except KafkaException as error:
                 refused += 1
-                native = errors.of(error)
-                assert native is not None
-                entry.outcomes[place] = self._outcome(native)
+                entry.outcomes[place] = self._not_taken(error)
         return refused
+
+    def _not_taken(self, error: KafkaException) -> SendOutcome:
+        """The client refused it at once: it is not stored, whatever the reason. Where that is the
+        end of the client, it may go out with the next one."""
+        found = errors.translate(error, self._what)
+        if isinstance(found, ConnectionLostError):
+            return self._outcome(error.args[0])
+        return SendOutcome(Status.FAILED, found)
 
     def _too_large(self, message: Message) -> TooLargeError:
         return TooLargeError(
@@ -183,8 +186,9 @@ class KafkaSender(Sender):
 
     def _finish(self, entry: Batch) -> None:
         """Tell its outcomes, once: two threads may see at the same time that it is complete."""
-        if self._flying.pop(entry, False) is None:
-            entry.done(entry.outcomes)
+        done = self._flying.pop(entry, None)
+        if done is not None:
+            done(entry.outcomes)
             self._tell_drained()
 
     def _tell_drained(self) -> None:

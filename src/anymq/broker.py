@@ -97,6 +97,7 @@ class Broker(Closing):
         self.backend = backend
         self.url = url
         self._session = session
+        session.owner = self
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = False

@@ -115,6 +115,7 @@ class Session:
     ) -> None:
         self._open_adapter = open_adapter
         self._about = about
+        self.owner: object = None  # whose session it is; who is attached keeps it, so that it ends
         self._reconnect = reconnect
         self._on_connection = on_connection
         self._pid = os.getpid()
