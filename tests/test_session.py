@@ -14,6 +14,7 @@ import pytest
 import anymq
 from anymq import Broker, ConnectionChange, ConnectionEvent, Message, Status, Subscription, Topic
 from anymq.errors import (
+    AnymqError,
     ConnectionLostError,
     LeaseLostError,
     NotFoundError,
@@ -481,3 +482,27 @@ def test_close_ends_the_attempts_to_connect_again(world: World) -> None:
     broker.close()
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the session", "one producer"])
+def test_what_is_lost_lets_go_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    broker = world.connect()
+    broker.provision(WORK)
+    producer = broker.producer(WORK.topic)
+    lost: list[AnymqError] = []
+    lose = producer.lose
+
+    def count(error: AnymqError) -> None:
+        lost.append(error)
+        lose(error)
+
+    monkeypatch.setattr(producer, "lose", count)
+    error = ConnectionLostError("cut")
+    if whole:
+        world.memory.cut()
+    broker._session.lost(error, producer)
+    until(lambda: world.changes()[-1:] == [ConnectionChange.CONNECTED], "connected again")
+    assert producer.send(b"1") == STORED
+    assert len(lost) == 1

@@ -28,7 +28,7 @@ from anymq_rabbitmq import topology
 from anymq_rabbitmq.capabilities import declare
 from anymq_rabbitmq.connection import Connection
 from anymq_rabbitmq.connection import connect as open_connection
-from anymq_rabbitmq.receiver import RabbitReceiver
+from anymq_rabbitmq.receiver import EphemeralReceiver, RabbitReceiver
 from anymq_rabbitmq.sender import RabbitSender
 from anymq_rabbitmq.staging import Stage
 from anymq_rabbitmq.topology import Route, queue_of
@@ -111,16 +111,20 @@ class RabbitAdapter(Adapter):
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> Receiver:
+        kind = self._options["queue"] if subscription.address is None else None
+        limit = self._body_limit(subscription)
+        receiver = RabbitReceiver
+        if subscription.ephemeral:
+            subscription = topology.open_ephemeral(self._consuming, subscription, self._options)
+            kind, receiver = "classic", EphemeralReceiver
         queue = queue_of(subscription)
 
         def sender() -> RabbitSender:
             """For what comes back to the queue, at once or delayed."""
             stage = Stage(self._consuming, queue, "", queue)
-            limit = self._body_limit(subscription)
             return RabbitSender(self._publisher(), Route("", queue), limit, stage.queue)
 
-        kind = self._options["queue"] if subscription.address is None else None
-        return RabbitReceiver(self._consuming, subscription, kind, prefetch, sender, on_end)
+        return receiver(self._consuming, subscription, kind, prefetch, sender, on_end)
 
     def depth(self, subscription: Subscription) -> Depth:
         """Ready messages only. RabbitMQ tells nothing else over AMQP: not what is unsettled, and

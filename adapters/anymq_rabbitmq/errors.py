@@ -66,8 +66,9 @@ def alarm(reason: str, place: str) -> ThrottledError:
     )
 
 
-def refused(error: BaseException, what: str, place: str) -> AnymqError:
-    """Why `what` (e.g. "queue 'orders_billing'") could not be had: its channel was closed."""
+def refused(error: BaseException, what: str, place: str, right: str = "configure") -> AnymqError:
+    """Why `what` (e.g. "queue 'orders_billing'") could not be had: its channel was closed.
+    `right` was needed, which 3.10 does not tell."""
     if not isinstance(error, pika.ChannelClosedByBroker):
         return error if isinstance(error, AnymqError) else lost(error, place)
     code, text = error.reply_code, error.reply_text
@@ -76,7 +77,8 @@ def refused(error: BaseException, what: str, place: str) -> AnymqError:
             f"{what} does not exist: call broker.provision() first, or correct its address ({text})"
         )
     elif code == ACCESS_REFUSED:
-        found = AuthorizationError(f"{what}: {text}")
+        named = text if right in text else f"{text}, which needs the right to {right}"
+        found = AuthorizationError(f"{what}: {named}")
     elif code == PRECONDITION_FAILED and "inequivalent" in text:
         found = ConfigConflictError(f"{what} exists and differs: {text}")
     else:

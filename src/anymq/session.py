@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -328,43 +328,48 @@ class Session:
 
     def _reopen(self) -> None:
         """One attempt. Raises what stands in its way; what is open by then stays open."""
-        with self._lock:
-            broken = dict(self._broken)
-        for item, error in broken.items():
-            item.lose(error)
-        if self.adapter.lost:
-            self._replace(self.adapter.lost)
+        over = self.adapter.lost
+        if over:  # and with it everything that was open there
+            for item in self.attached():
+                self._break(item, over)
+        broken = self._let_go({})
+        if over:
+            self._replace()
         elif self._suspect:
             self.adapter.check()
         self._suspect = False
         if self._fresh:
             self._provision_again()
             self._fresh = False
+        for item, error in self._let_go(broken).items():  # and what was lost meanwhile
+            with self._lock:
+                self._broken.pop(item, None)  # before: it may be lost again at once
+            if not item.closed:
+                self._open_again(item, error)
+
+    def _let_go(self, before: Mapping[Attached, AnymqError]) -> Mapping[Attached, AnymqError]:
+        """All that is broken lets go of what it had, but for what did so `before`."""
         with self._lock:
             broken = dict(self._broken)
         for item, error in broken.items():
-            with self._lock:
-                self._broken.pop(item, None)  # before: it may be lost again at once
-            if item.closed:
-                continue
-            item.lose(error)
-            try:
-                missed = item.reopen(self.adapter)
-            except NotFoundError as gone:
-                item.end(gone)
-            except BaseException:
-                self._break(item, error)
-                raise
-            else:
-                if missed:
-                    self._tell(ConnectionChange.GAP, error, item)
-
-    def _replace(self, error: AnymqError) -> None:
-        """A new adapter for one that is over, and with it everything that was open there."""
-        for item in self.attached():
-            if not item.closed:
+            if item not in before and not item.closed:
                 item.lose(error)
-                self._break(item, error)
+        return broken
+
+    def _open_again(self, item: Attached, error: AnymqError) -> None:
+        try:
+            missed = item.reopen(self.adapter)
+        except NotFoundError as gone:
+            item.end(gone)
+        except BaseException:
+            self._break(item, error)
+            raise
+        else:
+            if missed:
+                self._tell(ConnectionChange.GAP, error, item)
+
+    def _replace(self) -> None:
+        """A new adapter for one that is over."""
         if not self._over:
             self._over = True
             with suppress(AnymqError):
