@@ -55,7 +55,7 @@ def kafka() -> Iterator[LocalBroker]:
 
 @pytest.fixture
 def broker(kafka: LocalBroker) -> Iterator[anymq.Broker]:
-    with anymq.connect(kafka.url) as session:
+    with anymq.connect(f"{kafka.url}?partitions=1") as session:  # one order for all
         yield session
 
 

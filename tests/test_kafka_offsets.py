@@ -65,7 +65,9 @@ STEPS = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 1000)), max_size=1
 
 
 @given(GAPS, st.lists(STEPS, min_size=1, max_size=4))
-def test_members_that_take_over_from_each_other(gaps: list[int], programs: list[list]) -> None:
+def test_members_that_take_over_from_each_other(
+    gaps: list[int], programs: list[list[tuple[int, int]]]
+) -> None:
     log = [sum(gaps[: index + 1]) for index in range(len(gaps))]
     settled: set[int] = set()
     failed: dict[int, int] = {}
