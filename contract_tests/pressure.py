@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from anymq import ConnectionChange, ConnectionEvent, Guarantee
+from anymq.capabilities import Scope
 from anymq.errors import AnymqError, BackPressureTimeout
 from anymq.testing.contract import UNIVERSAL, contract
 from anymq.testing.history import Kind
@@ -33,10 +34,12 @@ def a_slow_consumer(s: Scenario) -> None:
     before = link.relay.answered if link.relay else 0
     keeps = s.promised(Guarantee.AT_LEAST_ONCE)
     producer = s.producer()
-    producer.send_many(producer.messages(KEPT if keeps else PUSHED, body=bytes(MIB)), _ignore)
+    body = bytes(min(MIB, s.capabilities(s.topic).limits.body or MIB))
+    exact = keeps and s.capabilities().limits.owns is Scope.NONE  # else it is read in chunks
+    producer.send_many(producer.messages(KEPT if exact else PUSHED, body=body), _ignore)
     sent = {event.id for event in s.history.of(Kind.STORED, Kind.PASSED)}
     s.exercised("MiB sent before it takes anything", len(sent), KEPT)
-    bound = (PREFETCH + 1) * MIB if keeps else SOCKETS
+    bound = (PREFETCH + 1) * MIB if exact else SOCKETS
 
     def come() -> int:
         return link.relay.answered - before if link.relay else _leased(s) * MIB

@@ -119,6 +119,7 @@ class Limits:
     silence: float | None = None  # after so long a session whose broker is silent is given up
     bridges: float = 0.0  # so long without a connection a session goes on, with its deliveries
     order: Scope = Scope.NONE
+    owns: Scope = Scope.NONE  # what a consumer of a group has to itself, however slow it is
     redelivery: frozenset[str] = frozenset()  # nack, lease, disconnect: what brings it again
 
 

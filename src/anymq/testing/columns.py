@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
 DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka")
-VARIANTS = {"rabbitmq-classic": ("rabbitmq", "queue=classic")}  # the same broker, other options
+VARIANTS = {  # the same broker, other options
+    "rabbitmq-classic": ("rabbitmq", "queue=classic"),
+    "kafka": ("kafka", "partitions=4"),  # so that consumers can share
+}
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,

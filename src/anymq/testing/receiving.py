@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anymq.consumer import Consumer
 from anymq.errors import AnymqError, LeaseLostError, RejectedError
 from anymq.message import Delivery, Message, SendOutcome, Status
-from anymq.spi import Adapter, Receiver, Refusal
+from anymq.spi import Adapter, Claim, Receiver, Refusal
 from anymq.testing.front import FrontConsumer
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Subscription
@@ -116,8 +116,6 @@ class RecordingConsumer:
         of: Subscription | None = None,
     ) -> None:
         self.raw = raw
-        if isinstance(raw, Consumer):
-            self._note_reopening(raw)
         self.name = name
         self.history = history
         self.patience = patience
@@ -275,16 +273,24 @@ class RecordingConsumer:
 
     # the history
 
-    def _note_reopening(self, raw: Consumer) -> None:
-        """A session may have several connections and tells the first that is lost: what this one
-        had until it is opened again went with it."""
-        opening = raw._receive_from
+    def note_losses(self) -> None:
+        """Its connection is going to be broken. A session may have several and tells the first that
+        is lost, or none where it bridges the loss: what this one had until it is opened again, or
+        its claim ends, went with it."""
+        raw = self.raw
+        assert isinstance(raw, Consumer)
+        opening, ended = raw._receive_from, raw._claim_ended
 
         def again(adapter: Adapter) -> Receiver:
             self.note(Kind.FAULT, text="the consumer is opened again")
             return opening(adapter)
 
+        def gone(claim: Claim, of: object) -> None:
+            self.note(Kind.FAULT, text=f"{claim.name} has ended: {claim.ended}")
+            ended(claim, of)
+
         raw._receive_from = again  # type: ignore[method-assign]
+        raw._claim_ended = gone  # type: ignore[method-assign]
 
     def note(self, kind: Kind, **rest: Any) -> Event:
         return self.history.add(kind, self.name, self._where, **rest)

@@ -71,6 +71,7 @@ class Scenario:
         self._consumers: list[RecordingConsumer] = []
         self._children: list[Child] = []
         self._relays: list[Relay] = []
+        self._links: list[Link] = []
         self.broker = self.connect()
         self.topic = Topic(self._tag, **contract.topic)
         self.subscription = self._wished(Subscription(self.topic, "work", **contract.subscription))
@@ -158,10 +159,10 @@ class Scenario:
         """Another session, whose connection can be cut and, but in process, stalled. `options` as
         for connect()."""
         options["on_connection"] = self._noting(options.get("on_connection", lambda _: None))
-        if self.column.in_process:
-            return Link(self.history, self.connect(**options), None)
-        relay, url = self.relay(self.url)
-        return Link(self.history, self.connect(url, **options), relay)
+        relay, url = (None, "") if self.column.in_process else self.relay(self.url)
+        link = Link(self.history, self.connect(url, **options), relay)
+        self._links.append(link)
+        return link
 
     def _noting(self, on_connection: OnConnection) -> OnConnection:
         """What is handed out while the connection goes may be recorded after the fault; before
@@ -221,6 +222,8 @@ class Scenario:
         name = f"{'d' if of else 'c'}{next(self._names)}"
         patience = self.patience
         consumer = RecordingConsumer(self.history, raw, subscription, name, patience, of)
+        if any(link.broker is broker for link in self._links):
+            consumer.note_losses()
         self._consumers.append(consumer)
         return consumer
 
