@@ -34,6 +34,7 @@ BUILT_IN: dict[str, Entry] = {
     "amqps": Entry("anymq_rabbitmq", "rabbitmq"),
     "redis": Entry("anymq_redis", "redis"),
     "rediss": Entry("anymq_redis", "redis"),
+    "sqs": Entry("anymq_sqs", "sqs"),
 }
 
 

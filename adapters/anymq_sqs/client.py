@@ -1,0 +1,122 @@
+"""boto3's clients for SQS and SNS, and how a request is made through them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from anymq.spi import ClosedError, ConfigError, Url
+from anymq_sqs import errors
+
+AT_ONCE = 8  # requests of one kind
+ANSWER = 10.0  # seconds for an answer, beyond what a long poll waits
+CONNECT = 5.0  # seconds for a connection
+LONGEST_POLL = 20  # seconds, the most that SQS takes
+BATCH = 10  # entries of a request, the most that SQS takes
+Answer = TypeVar("Answer")
+Failure = tuple[int, Mapping[str, Any] | BaseException]  # which entry, and what became of it
+
+
+class Client:
+    """Everything asked of one region. Safe to share between threads, as boto3's clients are
+    (boto3.amazonaws.com/v1/documentation/api/latest/guide/clients.html)."""
+
+    def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
+        """Raises ConfigError. No request is made, and no connection."""
+        if len(url.hosts) != 1 or url.hosts[0][1] is not None or url.path:
+            raise ConfigError(
+                f"{url}: write sqs://region, e.g. sqs://eu-central-1; another place is"
+                " ?endpoint=http://host:port"
+            )
+        region = url.hosts[0][0]
+        keyed = url.password is not None
+        self.account = None if keyed else url.username
+        self.place = options["endpoint"] or region
+        self._pid = os.getpid()
+        session: Any = boto3.Session(
+            aws_access_key_id=url.username if keyed else None,
+            aws_secret_access_key=url.password,
+            region_name=region,
+        )
+
+        def make(service: str, attempts: int) -> Any:
+            config = Config(
+                connect_timeout=CONNECT,
+                read_timeout=LONGEST_POLL + ANSWER,
+                max_pool_connections=4 * AT_ONCE,
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                tcp_keepalive=True,
+            )
+            try:
+                return session.client(service, endpoint_url=options["endpoint"], config=config)
+            except (BotoCoreError, ValueError) as error:
+                raise ConfigError(f"{url}: {error}") from error
+
+        # What may be asked twice: botocore tries again by itself. A send may not.
+        self.sqs = make("sqs", 4)
+        self.once = make("sqs", 1)
+        self.sns: Any = make("sns", 1) if options["fanout"] == "sns" else None
+        self._pool = ThreadPoolExecutor(AT_ONCE, "anymq-sqs")
+
+    def ask(self, method: Callable[..., Any], what: str, **arguments: Any) -> Any:
+        """One request. Raises what errors.translate() makes of a failure."""
+        self.check_process()
+        try:
+            return method(**arguments)
+        except (ClientError, BotoCoreError) as error:
+            raise errors.translate(error, what, self.place) from error
+
+    def ask_each(
+        self, method: Callable[..., Any], entries: Sequence[dict[str, Any]], **arguments: Any
+    ) -> list[Failure]:
+        """A batch request for any number of entries, ten at a time and several at once. Returns
+        those that failed; their `Id` is set here."""
+        self.check_process()
+        starts = range(0, len(entries), BATCH)
+        if len(starts) == 1:
+            return _ask_ten(method, 0, entries, arguments)
+        parts = self.each(
+            lambda start: _ask_ten(method, start, entries[start : start + BATCH], arguments), starts
+        )
+        return [failure for part in parts for failure in part]
+
+    def each(self, request: Callable[[int], Answer], numbers: Iterable[int]) -> list[Answer]:
+        """Several requests at once."""
+        return list(self._pool.map(request, numbers))
+
+    def check_process(self) -> None:
+        """Raises ClosedError in a child after fork: its threads and sockets are the parent's."""
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"SQS at {self.place}: this session was opened by process {self._pid} and this is"
+                f" its child {os.getpid()}: connect again after the fork"
+            )
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)
+        for client in (self.sqs, self.once, self.sns):
+            if client is not None:
+                client.close()
+
+
+def _ask_ten(
+    method: Callable[..., Any],
+    start: int,
+    entries: Sequence[dict[str, Any]],
+    arguments: Mapping[str, Any],
+) -> list[Failure]:
+    """SQS answers 200 although entries failed, and names them."""
+    try:
+        answer = method(
+            Entries=[{"Id": str(number), **entry} for number, entry in enumerate(entries)],
+            **arguments,
+        )
+    except (ClientError, BotoCoreError) as error:
+        return [(start + number, error) for number in range(len(entries))]
+    return [(start + int(failed["Id"]), failed) for failed in answer.get("Failed", ())]

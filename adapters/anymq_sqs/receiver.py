@@ -1,0 +1,287 @@
+"""Receiving from a queue: a long poll in the background, several at once while there is more."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from anymq.spi import (
+    AnymqError,
+    Claim,
+    ClosedError,
+    ConnectionLostError,
+    Delivery,
+    LeaseLostError,
+    Receiver,
+    Refusal,
+    ThrottledError,
+)
+from anymq_sqs import errors
+from anymq_sqs.client import BATCH, LONGEST_POLL, Client
+from anymq_sqs.wire import decode
+
+POLLS = 4  # at once, while they come back full
+IDLE = 5.0  # seconds without anything to do after which the polling thread ends
+GONE = 10.0  # seconds for which SQS may be out of reach before the session counts as lost
+GRACE = 1.5  # seconds that close() waits for a poll that is out; what it brings later goes back
+PAUSE = 0.5  # seconds after a request that has failed
+
+
+class SqsReceiver(Receiver):
+    """A poll is as long as nothing has come for, up to 20 s: an idle consumer costs three requests
+    a minute, and one that has just begun can be closed at once. Losing a connection loses no
+    delivery, for the lease is the message's own.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        url: str,
+        what: str,
+        lease: float,
+        fifo: bool,
+        on_end: Callable[[Claim], None],
+    ) -> None:
+        self._client, self._url, self._what = client, url, what
+        self._lease, self._fifo = math.ceil(lease), fifo
+        self._on_end = on_end
+        self._claim = Claim(what)
+        self._unsettled: set[str] = set()  # receipts; each operation on it is atomic
+        self._changed = threading.Condition()
+        self._buffer: deque[Delivery] = deque()
+        self._wanted = 0  # more than are in the buffer: there is something to do
+        self._working = self._polling = False
+        self._since = time.monotonic()  # for how long nothing has come
+        self._answered = self._since  # when SQS last did
+        self._stopped = self._closed = False
+
+    def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        self._client.check_process()
+        with self._changed:
+            if self._claim.ended is not None:
+                raise self._claim.ended
+            if not self._buffer and not self._stopped:
+                self._wanted = limit
+                self._work_on()
+                self._changed.wait_for(self._something, wait)
+                self._wanted = 0  # a poll that is out goes on, another does not begin
+            taken = self._take(limit)
+            if not taken and self._claim.ended is not None:
+                raise self._claim.ended
+            return taken
+
+    def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+        ours, refused = self._claimed(deliveries)
+        return refused + self._settle(self._client.sqs.delete_message_batch, ours, "ack", {})
+
+    def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
+        ours, refused = self._claimed(deliveries)
+        return refused + self._hide(ours, delay, "nack")
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        self.nack(deliveries, 0.0)
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Refusal]:
+        now = time.monotonic()
+        refused = [
+            (delivery, self._late(delivery))
+            for delivery in deliveries
+            if delivery.handle not in self._unsettled or _over(delivery, now)
+        ]
+        lost = {id(delivery) for delivery, _ in refused}
+        ours = [delivery for delivery in deliveries if id(delivery) not in lost]
+        failed = self._hide(ours, seconds, "extend the lease of")
+        lost = {id(delivery) for delivery, _ in failed}
+        for delivery in ours:
+            if id(delivery) not in lost:
+                delivery.deadline = now + math.ceil(seconds)
+        return refused + failed
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def close(self, timeout: float) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._polling, min(timeout, GRACE))
+            self._closed = True
+            left = list(self._buffer)
+            self._buffer.clear()
+        self.release(left)
+        self._claim.ended = self._claim.ended or ClosedError(
+            f"the receiver of {self._what} is closed"
+        )
+
+    # handing out
+
+    def _something(self) -> bool:
+        """With the lock held: receive() need not wait."""
+        return (
+            self._stopped
+            or self._claim.ended is not None
+            or (bool(self._buffer) and not self._wanted)
+        )
+
+    def _take(self, limit: int) -> list[Delivery]:
+        """With the lock held. What has waited here for longer than its lease is somebody else's."""
+        now = time.monotonic()
+        taken: list[Delivery] = []
+        while self._buffer and len(taken) < limit:
+            delivery = self._buffer.popleft()
+            if _over(delivery, now):
+                self._unsettled.discard(delivery.handle)
+            else:
+                taken.append(delivery)
+        return taken
+
+    # polling
+
+    def _work_on(self) -> None:
+        """With the lock held."""
+        if self._working:
+            self._changed.notify_all()
+            return
+        self._working = True
+        threading.Thread(target=self._work, name="anymq-sqs-poll", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._polling = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._wanted or self._stopped, IDLE)
+                if not self._wanted or self._stopped:
+                    self._working = False
+                    return
+                self._polling = True
+                idle = int(time.monotonic() - self._since)
+            if self._add(self._poll(BATCH, max(1, min(idle, LONGEST_POLL)))) == BATCH:
+                self._drain()
+            with self._changed:
+                if self._buffer:
+                    self._wanted = 0
+
+    def _drain(self) -> None:
+        """Short polls, several at once, until one is not full or all that was wanted is here."""
+        while True:
+            with self._changed:
+                room = self._wanted - len(self._buffer)
+                if room <= 0 or self._stopped:
+                    return
+            counts = [min(BATCH, room - start) for start in range(0, room, BATCH)][:POLLS]
+            found = self._client.each(lambda count: self._poll(count, 0), counts)
+            if self._add(list(chain.from_iterable(found))) < sum(counts):
+                return
+
+    def _poll(self, count: int, seconds: int) -> list[Delivery]:
+        began = time.monotonic()
+        try:
+            answer = self._client.sqs.receive_message(
+                QueueUrl=self._url,
+                MaxNumberOfMessages=count,
+                WaitTimeSeconds=seconds,
+                VisibilityTimeout=self._lease,
+                MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=["All"],
+            )
+        except (ClientError, BotoCoreError) as error:
+            self._failed(errors.translate(error, f"receive from {self._what}", self._client.place))
+            return []
+        self._answered = time.monotonic()
+        return [self._delivery(native, began) for native in answer.get("Messages", ())]
+
+    def _delivery(self, native: dict[str, Any], began: float) -> Delivery:
+        system = native["Attributes"]
+        return Delivery(
+            decode(native),
+            native["ReceiptHandle"],
+            self._claim,
+            int(system["ApproximateReceiveCount"]),
+            system.get("MessageGroupId") if self._fifo else None,
+            began + self._lease,
+            native,
+        )
+
+    def _add(self, fresh: list[Delivery]) -> int:
+        with self._changed:
+            self._unsettled.update(delivery.handle for delivery in fresh)
+            late = self._closed
+            if fresh and not late:
+                self._buffer += fresh
+                self._since = time.monotonic()
+        if late:
+            self.release(fresh)
+        return len(fresh)
+
+    def _failed(self, error: AnymqError) -> None:
+        """A short absence is waited out: it has cost nothing."""
+        away = isinstance(error, ConnectionLostError)
+        if isinstance(error, ThrottledError) or (away and time.monotonic() - self._answered < GONE):
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped, PAUSE)
+            return
+        with self._changed:
+            self._claim.ended, told = self._claim.ended or error, self._stopped
+            self._stopped = True
+            self._changed.notify_all()
+        if not told:
+            self._on_end(self._claim)
+
+    # settling
+
+    def _claimed(self, deliveries: Sequence[Delivery]) -> tuple[list[Delivery], list[Refusal]]:
+        """Those that may be settled, by the caller alone, and those that are not ours any more.
+        By our clock, for SQS takes a late ack and gives the message again all the same."""
+        now = time.monotonic()
+        ours: list[Delivery] = []
+        refused: list[Refusal] = []
+        for delivery in deliveries:
+            try:
+                self._unsettled.remove(delivery.handle)
+            except KeyError:
+                refused.append((delivery, self._late(delivery)))
+                continue
+            if _over(delivery, now):
+                refused.append((delivery, self._late(delivery)))
+            else:
+                ours.append(delivery)
+        return ours, refused
+
+    def _hide(self, ours: Sequence[Delivery], seconds: float, verb: str) -> list[Refusal]:
+        wanted = {"VisibilityTimeout": math.ceil(seconds)}
+        return self._settle(self._client.sqs.change_message_visibility_batch, ours, verb, wanted)
+
+    def _settle(
+        self, method: Any, ours: Sequence[Delivery], verb: str, more: dict[str, int]
+    ) -> list[Refusal]:
+        entries = [{"ReceiptHandle": delivery.handle, **more} for delivery in ours]
+        what = f"{verb} a message of {self._what}"
+        return [
+            (
+                ours[place],
+                errors.translate(failure, what, self._client.place)
+                if isinstance(failure, BaseException)
+                else errors.of_code(failure, f"SQS did not {what}"),
+            )
+            for place, failure in self._client.ask_each(method, entries, QueueUrl=self._url)
+        ]
+
+    def _late(self, delivery: Delivery) -> AnymqError:
+        return LeaseLostError(
+            f"message {delivery.message.id} of {self._what}: settled before, or held for longer"
+            " than its lease"
+        )
+
+
+def _over(delivery: Delivery, now: float) -> bool:
+    return delivery.deadline is not None and now >= delivery.deadline

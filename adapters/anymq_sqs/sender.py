@@ -1,0 +1,245 @@
+"""Sending to a queue or an SNS topic: ten messages a request, several requests at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from anymq.spi import (
+    STORED,
+    AnymqError,
+    ClosedError,
+    ConnectionLostError,
+    Done,
+    Message,
+    Sender,
+    SendOutcome,
+    SendUnknownError,
+    Status,
+    UnsupportedError,
+)
+from anymq_sqs import errors
+from anymq_sqs.client import AT_ONCE, BATCH, Client
+from anymq_sqs.wire import encode, size_of, token
+
+IDLE = 5.0  # seconds after which a thread without work ends
+LONGEST_DELAY = 900  # seconds
+_NONE = SendOutcome(Status.UNKNOWN)  # no answer yet
+
+
+class SqsSender(Sender):
+    """send() only hands over. Up to AT_ONCE threads each have one request on its way, and take
+    what waits, up to ten, for the next. Messages of one group, on FIFO queues, are always with
+    one thread: two requests at once would reorder them."""
+
+    batch = BATCH * AT_ONCE
+    pipeline = 4
+    waits = False
+
+    def __init__(self, client: Client, target: Target) -> None:
+        self._client = client
+        self._target = target
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        # One line for each thread on FIFO queues, else one for all.
+        self._lines = [_Line() for _ in range(AT_ONCE if target.fifo else 1)]
+        self._flights: deque[_Flight] = deque()  # unanswered, in order
+        self._telling = False
+        self._ended: AnymqError | None = None
+
+    def send(self, batch: Sequence[Message], done: Done) -> None:
+        self._client.check_process()
+        if self._ended is not None:
+            raise self._ended
+        flight = _Flight(len(batch), done)
+        entries: list[_Entry] = []
+        for place, message in enumerate(batch):
+            try:
+                entries.append(self._entry(message, flight, place))
+            except AnymqError as error:
+                flight.set(place, SendOutcome(Status.FAILED, error))
+        with self._lock:
+            self._flights.append(flight)
+            for entry in entries:
+                self._lines[hash(entry.group) % len(self._lines)].waiting.append(entry)
+            for line in self._lines:
+                self._staff(line)
+        self._tell()
+
+    def close(self, timeout: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._flights, timeout)
+            self._ended = self._ended or ClosedError(f"the sender to {self._target.what} is closed")
+            unsent = ClosedError(f"{self._target.what}: not sent before its sender was closed")
+            for line in self._lines:
+                for entry in line.waiting:
+                    entry.flight.set(entry.place, SendOutcome(Status.FAILED, unsent))
+                line.waiting.clear()
+            late = SendUnknownError(f"{self._target.what}: no answer within {timeout:g} s")
+            for flight in self._flights:
+                flight.complete(SendOutcome(Status.UNKNOWN, late))
+            self._changed.notify_all()
+        self._tell()
+
+    def _entry(self, message: Message, flight: _Flight, place: int) -> _Entry:
+        target = self._target
+        native = encode(message)
+        group: str | None = None
+        if target.fifo:
+            # Without a key there is no order to keep: a group of its own.
+            group = token(message.key or message.id or "none")
+            native["MessageGroupId"] = group
+            if message.id is not None:
+                native["MessageDeduplicationId"] = token(message.id)
+        if message.delay:
+            if target.fifo or target.sns or message.delay > LONGEST_DELAY:
+                raise UnsupportedError(
+                    f"message {message.id}: delay={message.delay:g} to {target.what}: only standard"
+                    f" queues delay a message, by at most {LONGEST_DELAY} s"
+                )
+            native["DelaySeconds"] = -int(-message.delay // 1)  # whole seconds, never early
+        return _Entry(native, size_of(native), group, flight, place)
+
+    def _staff(self, line: _Line) -> None:
+        """With the lock held: as many threads as have something to do."""
+        wanted = -(-len(line.waiting) // BATCH)
+        if wanted and line.idle:
+            self._changed.notify_all()
+        while line.idle < wanted and line.threads < (1 if self._target.fifo else AT_ONCE):
+            line.threads += 1
+            line.idle += 1
+            threading.Thread(
+                target=self._work, args=(line,), name="anymq-sqs-send", daemon=True
+            ).start()
+
+    def _work(self, line: _Line) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: line.waiting or self._ended, IDLE)
+                line.idle -= 1
+                if not line.waiting:
+                    line.threads -= 1
+                    return
+                entries = line.take(self._target.limit)
+            for entry, outcome in zip(entries, self._request(entries), strict=True):
+                entry.flight.set(entry.place, outcome)
+            with self._lock:
+                line.idle += 1
+            self._tell()
+
+    def _tell(self) -> None:
+        """The outcomes of each batch, in the order of the batches. By one thread at a time."""
+        while True:
+            with self._lock:
+                if self._telling or not (self._flights and not self._flights[0].left):
+                    return
+                self._telling = True
+                flight = self._flights[0]
+            try:
+                flight.done(flight.outcomes)
+            finally:
+                with self._changed:
+                    self._flights.popleft()
+                    self._telling = False
+                    self._changed.notify_all()
+
+    def _request(self, entries: Sequence[_Entry]) -> list[SendOutcome]:
+        outcomes = [STORED] * len(entries)
+        if isinstance(self._ended, ConnectionLostError):
+            lost = SendUnknownError(f"not sent, since its session was lost: {self._ended}")
+            return [SendOutcome(Status.UNKNOWN, lost)] * len(entries)
+        natives = [{"Id": str(n), **entry.native} for n, entry in enumerate(entries)]
+        try:
+            answer = self._target.send(natives)
+        except (ClientError, BotoCoreError) as error:
+            return [self._failure(error)] * len(entries)
+        for failed in answer.get("Failed", ()):
+            outcomes[int(failed["Id"])] = self._refusal(failed)
+        return outcomes
+
+    def _failure(self, error: ClientError | BotoCoreError) -> SendOutcome:
+        """Of a whole request."""
+        found = errors.translate(error, f"send to {self._target.what}", self._client.place)
+        if isinstance(found, ConnectionLostError):
+            with self._lock:
+                self._ended = self._ended or found
+        elif errors.certainly_not_done(error):
+            return SendOutcome(Status.FAILED, found)
+        unknown = SendUnknownError(f"it may be stored: {found}")
+        unknown.__cause__ = found
+        unknown.lost = isinstance(found, ConnectionLostError)
+        return SendOutcome(Status.UNKNOWN, unknown)
+
+    def _refusal(self, failed: dict[str, Any]) -> SendOutcome:
+        """Of one entry, in a request that was answered with 200."""
+        error = errors.of_code(failed, f"SQS did not take a message to {self._target.what}")
+        if failed.get("SenderFault", True) or error.retryable:
+            return SendOutcome(Status.FAILED, error)
+        unknown = SendUnknownError(f"it may be stored: {error}")
+        unknown.lost = False
+        return SendOutcome(Status.UNKNOWN, unknown)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a sender sends. `send` makes one request; `limit` is that of its bytes."""
+
+    what: str
+    fifo: bool
+    sns: bool
+    limit: int
+    send: Callable[[Sequence[dict[str, Any]]], Any]
+
+
+@dataclass(slots=True)
+class _Entry:
+    native: dict[str, Any]
+    size: int
+    group: str | None
+    flight: _Flight
+    place: int
+
+
+@dataclass(slots=True)
+class _Line:
+    waiting: deque[_Entry] = field(default_factory=deque)
+    threads: int = 0
+    idle: int = 0  # of them
+
+    def take(self, limit: int) -> list[_Entry]:
+        """The next request: at most ten, and at most `limit` bytes."""
+        taken = [self.waiting.popleft()]
+        size = taken[0].size
+        while self.waiting and len(taken) < BATCH:
+            size += self.waiting[0].size
+            if size > limit:
+                break
+            taken.append(self.waiting.popleft())
+        return taken
+
+
+class _Flight:
+    """A batch whose outcomes come bit by bit."""
+
+    def __init__(self, count: int, done: Done) -> None:
+        self.done = done
+        self.outcomes = [_NONE] * count
+        self.left = count
+        self._lock = threading.Lock()
+
+    def set(self, place: int, outcome: SendOutcome) -> None:
+        """The first one counts."""
+        with self._lock:
+            if self.outcomes[place] is _NONE:
+                self.outcomes[place] = outcome
+                self.left -= 1
+
+    def complete(self, outcome: SendOutcome) -> None:
+        """Of all that have none yet."""
+        for place in range(len(self.outcomes)):
+            self.set(place, outcome)
