@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
-import socket
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-from anymq.testing.link import Relay
 
 MICRO = 1e6
 
@@ -92,35 +87,3 @@ class Contest:
 def shape() -> str:
     """The machine in general words."""
     return f"Python {sys.version.split()[0]}, {os.cpu_count()} cores"
-
-
-class FarAway(Relay):
-    """A server at a distance: what is said arrives `delay` seconds later, in either direction."""
-
-    def __init__(self, host: str, port: int, delay: float) -> None:
-        self._delay = delay
-        super().__init__(host, port)
-
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
-        travelling: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
-        threading.Thread(target=self._arrive, args=(travelling, sink), daemon=True).start()
-        try:
-            while data := source.recv(1 << 16):
-                travelling.put((time.monotonic() + self._delay, data))
-        except OSError:
-            pass  # cut: the other end is told like of any end
-        travelling.put((0.0, b""))
-
-    def _arrive(
-        self, travelling: queue.SimpleQueue[tuple[float, bytes]], sink: socket.socket
-    ) -> None:
-        try:
-            while True:
-                due, data = travelling.get()
-                if not data:
-                    break
-                time.sleep(max(0.0, due - time.monotonic()))
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the reader has gone

@@ -37,9 +37,8 @@ import pika
 
 import anymq
 from anymq import local
-from anymq.testing.link import relay_to
 from benchmarks import peers
-from benchmarks.measure import Contest, FarAway, Stopwatch, Used, shape
+from benchmarks.measure import Contest, Stopwatch, Used, shape
 
 BODY = b"x" * 256
 HEADERS = {"a": "1"}
@@ -367,7 +366,8 @@ def blocking_publish(url: str, count: int) -> Used:
 
 
 def compare_distance(url: str, rounds: int, count: int) -> None:
-    relay, far = relay_to(url, functools.partial(FarAway, delay=AWAY))
+    relay, far = local.relay_to(url)
+    relay.slow(AWAY)
     contest = Contest(
         "RabbitMQ, confirmed publish, 10 ms of added round trip",
         {

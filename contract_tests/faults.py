@@ -1,11 +1,11 @@
-"""Faults: connections that are cut, brokers that are killed, paused and restarted, and what an
-application sees of it that does nothing about it."""
+"""Faults: connections that are cut, half-open or slow, brokers that are killed, paused and
+restarted, and what an application sees of it that does nothing about it."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -13,8 +13,9 @@ import anymq
 from anymq import ConnectionChange, ConnectionEvent, Guarantee, Message
 from anymq.errors import AnymqError, ConnectionLostError
 from anymq.message import SendOutcome, Status
-from anymq.testing.contract import UNIVERSAL, contract
-from anymq.testing.receiving import Taken, ids
+from anymq.testing.contract import NETWORK, UNIVERSAL, contract
+from anymq.testing.history import Kind
+from anymq.testing.receiving import RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 from anymq.testing.sending import RecordingProducer
 
@@ -22,6 +23,8 @@ LONG = os.environ.get("ANYMQ_FAULTS") == "long"  # make faults
 PAUSE = 30.0 if LONG else 3.0  # seconds
 SENDS = 20_000 if LONG else 3_000
 CUTS = 6
+DELAY, RATE = 0.05, 200_000  # seconds, bytes per second: a slow network
+SLOW_BYTES = 8_000_000 if LONG else 1_000_000  # 40 s, longer than silence may last, or 5 s
 YOUNG = 2.5  # seconds: a younger quorum queue may lose what it holds when its node is killed
 STATED = 20.0  # seconds after which every adapter has noticed a silent broker, see its README
 SLACK = 10.0  # seconds that a loaded machine may take beyond that
@@ -94,7 +97,7 @@ def unknown_sends_are_sent_again_in_their_order(s: Scenario) -> None:
     s.judge("lost", "inversion", "ghost", at_least=SENDS)
 
 
-def _more_than(found: list[Message], goal: int) -> bool:
+def _more_than(found: Sequence[object], goal: int) -> bool:
     return len(found) > goal
 
 
@@ -205,3 +208,98 @@ def a_start_while_the_broker_is_down(s: Scenario) -> None:
     s.wait_for(waiting.done, "it has waited for the broker", AGAIN)
     waiting.result().check()
     s.reconnect()
+
+
+@contract("LIF-13", UNIVERSAL, needs={NETWORK})
+def half_open(s: Scenario) -> None:
+    """What is half-open is given up in the time that is stated, and all goes on by itself."""
+    events: list[ConnectionEvent] = []
+    link = s.link(reconnect=True, on_connection=events.append)
+    consumer = s.consumer(broker=link.broker).start(partial(Taken.ack, wait=False))
+    producer = s.producer(broker=link.broker, timeout=AGAIN)
+    before = producer.send(20)
+    s.wait_for(lambda: set(ids(before)) <= set(ids(consumer.taken)), "the first 20 come")
+    consumer.flush()
+    stated = s.capabilities().limits.silence
+    if not s.expect(stated is not None, "the adapter states when it gives up") or stated is None:
+        return
+    link.stall()
+    sending = s.begin(partial(producer.send_many, producer.messages(20), _any_outcome))
+    elsewhere = s.producer().messages(20)
+    s.producer().send_many(elsewhere, _any_outcome)  # by somebody whose connection is well
+    told = partial(_told, events, ConnectionChange.LOST)
+    s.wait_for(lambda: told() > 0, "the loss is told", stated + SLACK)
+    s.wait_for(sending.done, "every send has its outcome", stated + SLACK)
+    s.wait_for(lambda: not _raises(link.broker.check), "check() is content again", AGAIN)
+    for message in producer.messages(5):
+        s.wait_for(partial(_is_sent, producer, message), "sends succeed again", AGAIN)
+    _all_that_is_kept(s, consumer)
+    missed = not s.promised(Guarantee.RETAINED_WITHOUT_CONSUMER)
+    s.expect(bool(_told(events, ConnectionChange.GAP)) == missed, f"a gap is told: {events}")
+
+
+@contract("LIF-14", UNIVERSAL)
+def reset_in_a_stream(s: Scenario) -> None:
+    """Reset while it sends and handles: each send has its outcome, which is true; all goes on."""
+    link = s.link(reconnect=True)
+    consumer = s.consumer(broker=link.broker, prefetch=100).start(partial(Taken.ack, wait=False))
+    producer = s.producer(broker=link.broker, timeout=AGAIN)
+    sent = producer.messages(SENDS, body=b"x" * 1000)
+    answered: list[Message] = []
+    sending = s.begin(partial(producer.send_many, sent, lambda m, _: answered.append(m)))
+    for number in range(CUTS):
+        goal = (number + 1) * SENDS // (CUTS + 2)
+        s.wait_for(partial(_more_than, answered, goal), f"{goal} answers", AGAIN)
+        link.reset()
+    s.wait_for(sending.done, "every send has its outcome", 2 * AGAIN)
+    s.expect(len(answered) == SENDS, f"{SENDS} were sent, {len(answered)} answered")
+    for message in producer.messages(5):
+        s.wait_for(partial(_is_sent, producer, message), "sends succeed again", AGAIN)
+    _all_that_is_kept(s, consumer)
+
+
+@contract("LIF-15", UNIVERSAL, needs={NETWORK}, deadline=120.0)
+def a_slow_network(s: Scenario) -> None:
+    """A slow network is no fault: nothing is lost, nothing comes twice, no connection is lost."""
+    events: list[ConnectionEvent] = []
+    link = s.link(reconnect=True, on_connection=events.append)
+    consumer = s.consumer(broker=link.broker).start(partial(Taken.ack, wait=False))
+    producer = s.producer(broker=link.broker, timeout=2 * AGAIN)
+    producer.send(1)
+    link.slow(DELAY, RATE)
+    began = time.monotonic()
+    sent = producer.messages(SLOW_BYTES // 4000, body=b"x" * 4000)
+    sending = s.begin(partial(producer.send_many, sent, _any_outcome))
+    s.wait_for(sending.done, "all are sent", 2 * SLOW_BYTES / RATE + AGAIN)
+    took = time.monotonic() - began
+    s.exercised("seconds that it took, in tenths", int(10 * took), int(5 * SLOW_BYTES / RATE))
+    report = sending.result()
+    s.expect(report.failed + report.unknown == 0, f"all are stored: {report}", *sent[:1])
+    got = partial(_more_than, consumer.taken, len(sent))
+    s.until(got, SLOW_BYTES / RATE + s.patience)
+    s.expect(not _raises(link.broker.check), "check() is content")
+    consumer.stop()
+    s.expect(not events, f"nothing is told of a lost connection: {events}")
+    s.judge("lost", "redelivered", "unanswered", at_least=len(sent))
+
+
+def _all_that_is_kept(s: Scenario, consumer: RecordingConsumer) -> None:
+    """What was stored comes where it is kept; nothing comes twice for no reason; no send had a
+    wrong outcome or none."""
+    kept = s.promised(Guarantee.AT_LEAST_ONCE)
+    stored = {event.id for event in s.history.of(Kind.STORED, Kind.PASSED)}
+    if kept:
+        s.until(lambda: stored <= set(ids(consumer.taken)), AGAIN)
+    else:
+        last = max(s.history.of(Kind.PASSED), key=lambda event: event.at).id
+        s.until(lambda: last in ids(consumer.taken), s.patience)
+    consumer.stop()
+    s.judge(*(("lost",) if kept else ()), "duplicate", "unanswered", at_least=20)
+
+
+def _any_outcome(*_: object) -> None:
+    """It is in the history."""
+
+
+def _raises(call: Callable[[], object]) -> bool:
+    return isinstance(_outcome_of(call), AnymqError)

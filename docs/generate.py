@@ -40,6 +40,7 @@ LIMIT_NAMES = {
     "attempts": "the broker's own limit, deliveries",
     "priorities": "priorities",
     "retention": "retention, seconds",
+    "silence": "a silent broker is given up after, seconds",
     "order": "scope of the order",
     "redelivery": "what brings a message again",
 }

@@ -24,6 +24,7 @@ from anymq.cli.app import app
 from anymq.local import BrokerFailed, BrokerMissing
 
 PROGRAM = [sys.executable, "-c", "from anymq.cli import main; main()"]
+UP = ["rabbitmq", "redis", "kafka"]
 PATIENCE = 60.0  # seconds that a real broker and a new process may take
 ORDERS = Topic("orders")
 BILLING = Subscription(ORDERS, "billing")
@@ -450,10 +451,10 @@ def program(*words: str, typed: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, str]]:
-    """Both, started by `anymq up` and ended by Ctrl-C."""
-    with process("up", "rabbitmq", "redis") as running:
+    """All, started by `anymq up` and ended by Ctrl-C."""
+    with process("up", *UP) as running:
         assert running.stdout
-        urls = [running.stdout.readline().split()[:2] for _ in range(2)]
+        urls = [running.stdout.readline().split()[:2] for _ in UP]
         yield dict(urls)
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=PATIENCE)
@@ -461,13 +462,13 @@ def servers() -> Iterator[dict[str, str]]:
 
 
 def test_up_prints_urls_of_brokers_that_serve(servers: dict[str, str]) -> None:
-    assert list(servers) == ["rabbitmq", "redis"]
+    assert list(servers) == UP
     for url in servers.values():
         with connect(url) as broker:
             broker.check()
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", "redis"])
+@pytest.mark.parametrize("name", UP)
 def test_sent_by_one_process_and_followed_by_another(servers: dict[str, str], name: str) -> None:
     topic = f"tools-{uuid.uuid4().hex[:8]}"
     url = servers[name]
@@ -487,7 +488,7 @@ def test_sent_by_one_process_and_followed_by_another(servers: dict[str, str], na
             _, errors = reader.communicate(timeout=PATIENCE)
             assert reader.returncode == 130
             assert "Traceback" not in errors
-        if name == "rabbitmq":
+        if name != "redis":
             assert broker.depth(subscription).ready == 0
         broker.remove(subscription, Topic(topic))
 

@@ -22,6 +22,7 @@ def _brokers_of_our_own() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("ANYMQ_REDIS_URL", raising=False)
         environment.delenv("ANYMQ_RABBITMQ_URL", raising=False)
+        environment.delenv("ANYMQ_KAFKA_URL", raising=False)
         yield
 
 
@@ -121,7 +122,7 @@ def test_a_given_url_that_is_silent_is_an_error_without_its_password(
 
 
 def test_unknown_names_and_versions_are_refused() -> None:
-    with pytest.raises(ValueError, match="known: rabbitmq, redis"):
+    with pytest.raises(ValueError, match="known: rabbitmq, redis, kafka"):
         start("rabitmq")
     with pytest.raises(ValueError, match=r"known: 4\.3, 4\.0, 3\.10"):
         start("rabbitmq@2.8")
@@ -131,7 +132,7 @@ def test_a_missing_broker_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("anymq.local.container.engine_answers", lambda: False)
     monkeypatch.setattr("anymq.local.roots.is_root", lambda: False)
     monkeypatch.setattr("anymq.local.packages.is_root", lambda: False)
-    monkeypatch.setattr("anymq.local.search.installed", lambda server: None)
+    monkeypatch.setattr("anymq.local.debian.installed", lambda server: None)
     with pytest.raises(BrokerMissing) as raised:
         start("redis")
     text = str(raised.value)
@@ -190,9 +191,10 @@ print(holder, flush=True)
     [
         ("redis", "time.sleep(60)"),
         ("rabbitmq", "time.sleep(60)"),
+        ("kafka", "time.sleep(60)"),
         ("redis", "sys.stdin.readline()"),
     ],
-    ids=["killed redis", "killed rabbitmq", "redis at exit"],
+    ids=["killed redis", "killed rabbitmq", "killed kafka", "redis at exit"],
 )
 def test_nothing_outlives_the_parent(name: str, end: str, tmp_path: Path) -> None:
     code = _PARENT.format(name=name, end=end)

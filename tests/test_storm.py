@@ -16,8 +16,7 @@ import pytest
 import anymq
 from anymq import ConnectionChange, ConnectionEvent, Message, Status, Subscription, Topic
 from anymq.errors import AnymqError
-from anymq.local import LocalBroker, start
-from anymq.testing.link import Relay, relay_to
+from anymq.local import LocalBroker, Relay, start
 
 LONG = os.environ.get("ANYMQ_FAULTS") == "long"
 MESSAGES, FAULTS = (100_000, 20) if LONG else (6_000, 3)
@@ -106,7 +105,7 @@ def test_rabbitmq_is_cut_killed_and_restarted_in_a_stream_of_sends_and_acks() ->
     keep their order per key, and the program does nothing about it."""
     random.seed(1)
     with start("rabbitmq") as server:
-        relay, url = relay_to(server.url)
+        relay, url = server.relay()
         with anymq.connect(url) as receiving, anymq.connect(url) as sending:
             born = time.monotonic()
             receiving.provision(LINE)
@@ -122,7 +121,6 @@ def test_rabbitmq_is_cut_killed_and_restarted_in_a_stream_of_sends_and_acks() ->
             until(lambda: len(handler.seen) == MESSAGES, "all that was sent", 4 * PATIENCE)
             handler.consumer.stop()
             handler.thread.join(PATIENCE)
-        relay.close()
     assert len(done) == FAULTS
     assert handler.failure is None
     assert (report.stored, report.failed, report.unknown) == (MESSAGES, 0, 0)

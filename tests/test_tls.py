@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import time
@@ -10,11 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 import anymq
 from anymq import Subscription, Topic, local
 from anymq.errors import AuthenticationError, ConfigError
 from anymq.local import LocalBroker
+from anymq.local.doors import open_doors
 from anymq.local.machine import free_port
 from anymq.local.roots import FOLDER_INSIDE
 from anymq.local.runner import ProcessRunner
@@ -40,7 +48,7 @@ class Server:
     made: Authorities
 
 
-@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+@pytest.fixture(scope="module", params=["redis", "rabbitmq", "kafka"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with Authorities() as made, local.start(request.param) as broker:
         folder, inside = _folders(broker)
@@ -49,13 +57,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             shutil.copy(source, folder / name)
             (folder / name).chmod(0o644)
         port = free_port()
-        start = _redis if request.param == "redis" else _rabbitmq
+        start = {"redis": _redis, "rabbitmq": _rabbitmq, "kafka": _kafka}[request.param]
         start(broker, port, folder, inside)
         _until_it_listens(port)
-        scheme, login = (
-            ("rediss", "") if request.param == "redis" else ("rabbitmqs", "guest:guest@")
-        )
-        yield Server(f"{scheme}://{login}127.0.0.1:{port}", f"127.0.0.1:{port}", made)
+        login = "guest:guest@" if request.param == "rabbitmq" else ""
+        url = f"{request.param}s://{login}127.0.0.1:{port}"
+        yield Server(url, f"127.0.0.1:{port}", made)
 
 
 def _until_it_listens(port: int) -> None:
@@ -100,6 +107,31 @@ def _rabbitmq(broker: LocalBroker, port: int, folder: Path, inside: Path) -> Non
     broker.restart()
 
 
+def _kafka(broker: LocalBroker, port: int, folder: Path, inside: Path) -> None:
+    """One listener more, and the doors with TLS as well. Keys must be in PKCS 8, the key and its
+    certificate in one file."""
+    key = load_pem_private_key((folder / "key.pem").read_bytes(), None)
+    pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "both.pem").write_bytes(pkcs8 + (folder / "cert.pem").read_bytes())
+    settings = folder / "server.properties"
+    found = dict(line.split("=", 1) for line in settings.read_text().splitlines())
+    for name in ("listeners", "advertised.listeners"):
+        found[name] += f",TLS://127.0.0.1:{port}"
+    protocols = found["listener.security.protocol.map"] + ",TLS:SSL"
+    found["listener.security.protocol.map"] = re.sub(r"(DOOR\d+):\w+", r"\1:SSL", protocols)
+    open_doors(port, broker._kind.doors)
+    found |= {
+        "ssl.client.auth": "required",
+        "ssl.principal.mapping.rules": "RULE:^.*$/ANONYMOUS/",  # who may do everything
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": f"{inside}/both.pem",
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": f"{inside}/ca.pem",
+    }
+    settings.write_text("".join(f"{name}={value}\n" for name, value in found.items()))
+    broker.restart()
+
+
 def test_both_sides_prove_who_they_are(server: Server) -> None:
     made = server.made
     cert, key = made.certificate(made.ours, "client@anymq.example")
@@ -121,7 +153,7 @@ def test_a_broker_that_is_given_by_such_a_url(
 ) -> None:
     made = server.made
     cert, key = made.certificate(made.ours, "client@anymq.example")
-    name = "redis" if server.url.startswith("redis") else "rabbitmq"
+    name = server.url.partition("s://")[0]
     url = with_options(server.url, ca=made.ca, cert=cert, key=key)
     monkeypatch.setenv(f"ANYMQ_{name.upper()}_URL", url)
     assert local.start(name).version[0].isdigit()

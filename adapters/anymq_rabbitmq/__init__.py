@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anymq.spi import TLS_OPTIONS, Adapter, Backend, Option, Url, one_of, period, seconds
-from anymq_rabbitmq.capabilities import declare
+from anymq_rabbitmq.capabilities import HEARTBEAT, declare
 
 __all__ = ["BACKEND"]
 
@@ -35,7 +35,7 @@ BACKEND = Backend(
         **TLS_OPTIONS,
         "heartbeat": Option(
             _heartbeat,
-            5,
+            HEARTBEAT,
             "how often both sides show that they live; a silent one is given up"
             " after 2 x (heartbeat + 5) seconds",
         ),

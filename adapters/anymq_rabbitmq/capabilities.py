@@ -24,6 +24,7 @@ UNLIMITED = 1_000_000
 QUORUM_LEVELS, CLASSIC_LEVELS = 32, 10
 LONGEST_DELAY = 604_800.0  # seconds
 LEASES = (1.0, 86_400.0)  # seconds
+HEARTBEAT = 5  # seconds, where the URL says nothing else
 CONSUMER_TIMEOUT = 1800.0  # seconds; an operator may have set another
 MIB = 1 << 20
 HEADERS = 128_000  # one frame of 131,072 bytes carries them, with key, id and the other properties
@@ -240,7 +241,7 @@ def declare(
     if at.address is not None:
         facts |= _address(at, ordered)
     about = f"RabbitMQ {kind} queue{', single active consumer' if ordered else ''}"
-    limits = _limits(facts, at, ordered, version, kind)
+    limits = _limits(facts, at, ordered, version, kind, options.get("heartbeat", HEARTBEAT))
     return Capabilities(facts, limits, about, server, () if version else (ASSUMED,))
 
 
@@ -261,6 +262,7 @@ def _limits(
     ordered: bool,
     version: tuple[int, int] | None,
     kind: str,
+    heartbeat: int,
 ) -> Limits:
     old = version is not None and version < (4, 0)
     delays = LONGEST_DELAY if at.address is None else 0.0
@@ -278,6 +280,7 @@ def _limits(
         hold=lease or CONSUMER_TIMEOUT,
         attempts=(1, MOST_DELIVERIES) if counts else None,
         priorities=1 if facts[G.PRIORITY].level is Level.ABSENT else levels,
+        silence=2.0 * (heartbeat + 5),  # pika's, seen on 4.3.6
         order=Scope.QUEUE if ordered else Scope.NONE,
         redelivery=frozenset({"nack", "disconnect"} | ({"lease"} if leased else set())),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anymq.spi import TLS_OPTIONS, Adapter, Backend, Option, Url, flag, one_of, period
-from anymq_redis.capabilities import declare
+from anymq_redis.capabilities import TIMEOUT, declare
 
 __all__ = ["BACKEND"]
 
@@ -38,7 +38,7 @@ BACKEND = Backend(
             " shard of its channel",
         ),
         "timeout": Option(
-            period, 10.0, "how long to wait for a connection and for each answer of the server"
+            period, TIMEOUT, "how long to wait for a connection and for each answer of the server"
         ),
     },
 )

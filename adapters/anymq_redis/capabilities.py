@@ -16,6 +16,9 @@ comes before it is written (both seen on 8.0.6). So two must fit. PUBLISH itself
 MAX_BODY = MAX_PAYLOAD - (64 << 10)
 """Bytes of a body beside an envelope of the usual size; the sender counts what is really there."""
 
+TIMEOUT = 10.0
+"""Seconds for connecting and for each answer, where the URL says nothing else."""
+
 ABOUT = "Redis pub/sub channel"
 ASSUMED = "Redis 6 or later, one server, stock settings"
 
@@ -204,7 +207,11 @@ def declare(
             Guarantee.PATTERN: _pattern(options, at),
             **_CARRYING[options.get("envelope", "always")],
         },
-        Limits(body=MAX_BODY, order=Scope.CONNECTION),
+        Limits(
+            body=MAX_BODY,
+            order=Scope.CONNECTION,
+            silence=2 * options.get("timeout", TIMEOUT),  # until a PING, and for its answer
+        ),
         "Redis sharded channel" if options.get("sharded") else ABOUT,
         server,
         () if server else (ASSUMED,),

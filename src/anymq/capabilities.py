@@ -116,6 +116,7 @@ class Limits:
     attempts: tuple[int, int] | None = None  # range that Subscription.broker_limit accepts
     priorities: int = 1
     retention: float | None = None
+    silence: float | None = None  # after so long a session whose broker is silent is given up
     order: Scope = Scope.NONE
     redelivery: frozenset[str] = frozenset()  # nack, lease, disconnect: what brings it again
 

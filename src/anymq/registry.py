@@ -35,6 +35,8 @@ BUILT_IN: dict[str, Entry] = {
     "redis": Entry("anymq_redis", "redis"),
     "rediss": Entry("anymq_redis", "redis"),
     "sqs": Entry("anymq_sqs", "sqs"),
+    "kafka": Entry("anymq_kafka", "kafka"),
+    "kafkas": Entry("anymq_kafka", "kafka"),
 }
 
 

@@ -25,7 +25,7 @@ from anymq.testing.verdict import Cell, Outcome
 
 def explain(
     contract: str = typer.Argument(metavar="CONTRACT", help="Its id, as in ACK-03."),
-    backend: str = typer.Argument(metavar="BACKEND", help="memory, rabbitmq, redis@7, or a URL."),
+    backend: str = typer.Argument(metavar="BACKEND", help="memory, kafka, redis@7, or a URL."),
 ) -> None:
     """Run one contract against one broker and show what happened, step by step.
 

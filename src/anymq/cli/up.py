@@ -34,14 +34,15 @@ def up(
     names: list[str] = typer.Argument(
         None,
         metavar="[NAME[@VERSION]]...",
-        help="rabbitmq, redis, rabbitmq@4.0. Without any: rabbitmq and redis.",
+        help="rabbitmq, redis, kafka, rabbitmq@4.0, kafka@stock. Without any: the first three.",
     ),
 ) -> None:
     """Start brokers on this machine and keep them running until Ctrl-C.
 
     A broker is up when a message was sent and received through anymq. Its data is deleted when it
-    ends. Where one comes from: a container, a private Debian root, an installed program, whatever
-    is there; ANYMQ_RABBITMQ_URL and ANYMQ_REDIS_URL name one that runs already.
+    ends. Where one comes from: a container, a private Debian root, an installed program, jars by
+    Maven, whatever is there; ANYMQ_RABBITMQ_URL, ANYMQ_REDIS_URL and ANYMQ_KAFKA_URL name one that
+    runs already. Kafka has short timeouts, for tests; kafka@stock those it comes with.
 
     Exit status: 0 when ended by Ctrl-C with all of them running; 1 when one ended by itself; 2
     for wrong usage or a broker that cannot be had, 130 when interrupted before all were up.

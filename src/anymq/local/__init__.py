@@ -1,7 +1,18 @@
 """Real brokers on this machine: found or started, broken on purpose, and cleaned up."""
 
 from .broker import LocalBroker, stop_all
-from .errors import BrokerFailed, BrokerMissing
+from .errors import BrokerFailed, BrokerMissing, NoRelay
+from .relay import Relay, relay_to
 from .search import known, start
 
-__all__ = ["BrokerFailed", "BrokerMissing", "LocalBroker", "known", "start", "stop_all"]
+__all__ = [
+    "BrokerFailed",
+    "BrokerMissing",
+    "LocalBroker",
+    "NoRelay",
+    "Relay",
+    "known",
+    "relay_to",
+    "start",
+    "stop_all",
+]

@@ -6,12 +6,14 @@ import time
 import types
 import weakref
 from collections.abc import Callable
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from .doors import close_doors, open_doors
 from .errors import BrokerFailed
 from .given import GivenRunner
 from .kind import Kind
 from .machine import end_commands
+from .relay import Relay, relay_to
 from .runner import Runner
 
 _READY_SECONDS = 90.0
@@ -42,6 +44,7 @@ class LocalBroker:
         """Its version, as it says itself."""
         # A forked child runs the functions at exit too, and must leave its parent's broker be.
         self._owner = os.getpid()
+        self._relays: list[Relay] = []
         _living.add(self)
         atexit.register(self._stop_in_owner)
 
@@ -62,11 +65,21 @@ class LocalBroker:
         self._do(self._runner.terminate)
         self._serve()
 
+    def relay(self) -> tuple[Relay, str]:
+        """A way to it that can be cut, reset, stalled and slowed, and the URL that leads through
+        it; also for a broker given by URL. It ends with `stop`."""
+        relay, url = relay_to(self.url)
+        self._relays.append(relay)
+        return relay, url
+
     def stop(self) -> None:
         """End it and delete its data. May be called again, and for a broker that is down."""
         atexit.unregister(self._stop_in_owner)
         _living.discard(self)
         self._runner.discard()
+        close_doors(self._port())
+        for relay in self._relays:
+            relay.close()
 
     def add_user(self, name: str, password: str, *, powerless: bool = False) -> str:
         """Add a user who may do everything, or `powerless` nothing but log in, and return the
@@ -76,11 +89,12 @@ class LocalBroker:
         """
         if isinstance(self._runner, GivenRunner):
             self._runner.refuse("add a user to")
-        self._kind.add_user(self._runner, self.url, name, password, powerless)
-        parts = urlsplit(self.url)
-        address = parts.netloc.rpartition("@")[2]
-        user = f"{quote(name, safe='')}:{quote(password, safe='')}"
-        return urlunsplit(parts._replace(netloc=f"{user}@{address}"))
+        return self._kind.add_user(self._runner, self.url, name, password, powerless)
+
+    @property
+    def title(self) -> str:
+        """How its makers write its name."""
+        return self._kind.title
 
     def alive(self) -> bool:
         """False once its main process has ended; a broker given by URL is taken to live."""
@@ -108,6 +122,9 @@ class LocalBroker:
 
     def __repr__(self) -> str:
         return f"<LocalBroker {self.name} {self.version}, {self.how}>"
+
+    def _port(self) -> int:
+        return urlsplit(self.url).port or 0
 
     def _serve(self) -> None:
         """Start it and wait until it answers its own protocol, 90 s at most."""
@@ -153,6 +170,8 @@ def stop_all() -> bool:
 def launch(kind: Kind, runner: Runner, url: str, how: str) -> LocalBroker:
     """A broker that was started and serves. Raises BrokerFailed, and then leaves nothing."""
     broker = LocalBroker(kind, runner, url, how)
+    if kind.doors:
+        open_doors(broker._port(), kind.doors)
     try:
         broker._serve()
     except BaseException:

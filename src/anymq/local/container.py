@@ -44,12 +44,12 @@ def image_is_here(image: str, progress: Progress) -> bool:
 
 
 class ContainerRunner:
-    """One container with one published port of 127.0.0.1; its data lives as long as it does."""
+    """One container; its data lives as long as it does."""
 
-    def __init__(self, image: str, ports: str, options: Sequence[str], command: Sequence[str]):
+    def __init__(self, image: str, options: Sequence[str], command: Sequence[str]) -> None:
         self._name = f"anymq-{secrets.token_hex(6)}"
         self._create = [
-            *("create", "--name", self._name, "--hostname", "anymq", "--publish", ports),
+            *("create", "--name", self._name, "--hostname", "anymq"),
             *options,
             image,
             *command,

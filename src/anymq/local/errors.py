@@ -17,5 +17,10 @@ class BrokerFailed(Exception):
     """A broker was found, but it did not do what was asked of it."""
 
 
+class NoRelay(Exception):
+    """A broker whose clients would leave a relay at once, and which is not ours to tell them of
+    it."""
+
+
 class NotPossibleHere(Exception):
     """One way of getting a broker is closed on this machine; the next one is tried."""

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .debian import DebianPackage
 from .errors import BrokerFailed
-from .kind import Distribution
+from .kind import Distribution, as_user
 from .machine import SYSTEM_PATH, free_port
 from .runner import Command, Runner
 from .wire import connect, read_exactly
@@ -26,14 +27,16 @@ class RabbitMQ:
     name = "rabbitmq"
     title = "RabbitMQ"
     distribution = Distribution(
-        package="rabbitmq-server",
-        # Not the one in /usr/sbin, which insists on the system's own user and folders.
-        server="/usr/lib/rabbitmq/bin/rabbitmq-server",
+        DebianPackage(
+            package="rabbitmq-server",
+            # Not the one in /usr/sbin, which insists on the system's own user and folders.
+            server="/usr/lib/rabbitmq/bin/rabbitmq-server",
+            suites={"4.3": "sid", "4.0": "trixie", "3.10": "bookworm"},
+        ),
         image="rabbitmq",
         newest="4.3",
-        port=5672,
-        suites={"4.3": "sid", "4.0": "trixie", "3.10": "bookworm"},
     )
+    doors = ()
 
     def __init__(self) -> None:
         self._mapper_port = free_port()
@@ -67,9 +70,10 @@ class RabbitMQ:
         }
         return Command([program], env)
 
-    def container(self) -> tuple[Sequence[str], Sequence[str]]:
+    def container(self, port: int) -> tuple[Sequence[str], Sequence[str]]:
         arguments = f"{_ERLANG} {_GUEST_FROM_OUTSIDE}"
-        return ("--env", f"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS={arguments}"), ()
+        publish = f"--publish=127.0.0.1:{port}:5672"
+        return (publish, f"--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS={arguments}"), ()
 
     def url(self, port: int) -> str:
         return f"rabbitmq://guest:guest@127.0.0.1:{port}/"
@@ -85,13 +89,14 @@ class RabbitMQ:
             raise OSError("the answer is not AMQP 0-9-1")
         return _text_field(payload, b"version")
 
-    def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> None:
+    def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> str:
         rights = ["^$" if powerless else ".*"] * 3  # to configure, write and read what matches
         try:
             runner.control(["rabbitmqctl", "add_user", name, password])
             runner.control(["rabbitmqctl", "set_permissions", "-p", "/", name, *rights])
         except OSError as error:
             raise BrokerFailed(f"RabbitMQ did not add the user {name!r}: {error}") from error
+        return as_user(url, name, password)
 
 
 def _text_field(payload: bytes, name: bytes) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from .debian import DebianPackage
 from .errors import BrokerFailed
-from .kind import Distribution
+from .kind import Distribution, as_user
 from .machine import SYSTEM_PATH
 from .runner import Command, Runner
 from .wire import connect, read_exactly
@@ -19,22 +20,25 @@ class Redis:
     name = "redis"
     title = "Redis"
     distribution = Distribution(
-        package="redis-server",
-        server="/usr/bin/redis-server",
+        DebianPackage(
+            package="redis-server",
+            server="/usr/bin/redis-server",
+            suites={"8": "sid", "7": "bookworm", "7.0": "bookworm"},
+        ),
         image="redis",
         newest="8",
-        port=6379,
-        suites={"8": "sid", "7": "bookworm", "7.0": "bookworm"},
     )
+    doors = ()
 
     def server(self, program: str, folder: Path, port: int) -> Command:
         where = ("--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder))
         return Command([program, *where, *_DURABLE], {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"})
 
-    def container(self) -> tuple[Sequence[str], Sequence[str]]:
+    def container(self, port: int) -> tuple[Sequence[str], Sequence[str]]:
         # Only the published port reaches it, and that one is bound to 127.0.0.1.
         reachable = ("--bind", "0.0.0.0", "--protected-mode", "no")
-        return (), ("redis-server", *reachable, *_DURABLE)
+        publish = f"--publish=127.0.0.1:{port}:6379"
+        return (publish,), ("redis-server", *reachable, *_DURABLE)
 
     def url(self, port: int) -> str:
         return f"redis://127.0.0.1:{port}/0"
@@ -47,7 +51,7 @@ class Redis:
         fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
         return fields.get("redis_version", "unknown")
 
-    def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> None:
+    def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> str:
         everything = ("~*", "&*", "+@all")
         rights = ("on", f">{password}", *(("resetchannels",) if powerless else everything))
         try:
@@ -55,6 +59,7 @@ class Redis:
                 _ask(connection, "ACL", "SETUSER", name, "reset", *rights)
         except OSError as error:
             raise BrokerFailed(f"Redis did not add the user {name!r}: {error}") from error
+        return as_user(url, name, password)
 
 
 def _login(url: str) -> socket.socket:

@@ -3,34 +3,37 @@
 import functools
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import container, packages, roots
+from . import container
 from .broker import LocalBroker, launch
 from .errors import BrokerFailed, BrokerMissing, NotPossibleHere
 from .given import GivenRunner
-from .kind import Kind
+from .kafka import Kafka, StockKafka
+from .kind import Kind, Program
 from .machine import Progress, free_port, to_stderr
 from .rabbitmq import RabbitMQ
 from .redis import Redis
 from .runner import ProcessRunner
 
-_KINDS: dict[str, Callable[[], Kind]] = {"rabbitmq": RabbitMQ, "redis": Redis}
+_KINDS: dict[str, Callable[[], Kind]] = {"rabbitmq": RabbitMQ, "redis": Redis, "kafka": Kafka}
+_VARIANTS: dict[tuple[str, str], Callable[[], Kind]] = {("kafka", "stock"): StockKafka}
 
 
 def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
     """Find or start a broker on this machine and return it when it serves.
 
-    `name` is "rabbitmq" or "redis", or with a version, as in "rabbitmq@4.0"; without one it is
-    the newest that can be had. The ways, first that works: a URL in `ANYMQ_RABBITMQ_URL` or
-    `ANYMQ_REDIS_URL`; a container (image in `ANYMQ_RABBITMQ_IMAGE` or `ANYMQ_REDIS_IMAGE`); a
-    private Debian system, for root; a program that is installed; the distribution's package,
-    for root. `progress` gets a line for each thing that takes time or does not work; by default
-    it goes to standard error. May be called in several threads at once.
+    `name` is "rabbitmq", "redis" or "kafka", or with a version, as in "rabbitmq@4.0"; without one
+    it is the newest that can be had. "kafka@stock" has the timeouts that Kafka comes with, where
+    "kafka" has short ones, for tests. The ways, first that works: a URL in `ANYMQ_RABBITMQ_URL`,
+    `ANYMQ_REDIS_URL` or `ANYMQ_KAFKA_URL`; a container (image in `ANYMQ_RABBITMQ_IMAGE` and so
+    on); for RabbitMQ and Redis a private Debian system, for root, a program that is installed, the
+    distribution's package, for root; for Kafka `KAFKA_HOME`, then its jars by Maven, kept in the
+    user's cache. `progress` gets a line for each thing that takes time or does not work; by
+    default it goes to standard error. May be called in several threads at once.
 
     Raises BrokerMissing, in one line, when no way works; BrokerFailed when the given URL does
     not answer; ValueError for a name or version that is not known.
@@ -38,16 +41,24 @@ def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
     base, _, wanted = name.partition("@")
     if base not in _KINDS:
         raise ValueError(f"no broker is called {base!r}; known: {', '.join(_KINDS)}")
+    if variant := _VARIANTS.get((base, wanted)):
+        return _Search(variant(), "", progress).first_that_works()
     kind = _KINDS[base]()
-    suites = kind.distribution.suites
-    if wanted and wanted not in suites:
-        raise ValueError(f"no {kind.title} {wanted!r} is known; known: {', '.join(suites)}")
+    if wanted and wanted not in known()[base]:
+        there = ", ".join(known()[base])
+        raise ValueError(f"no {kind.title} {wanted!r} is known; known: {there}")
     return _Search(kind, wanted, progress).first_that_works()
 
 
 def known() -> dict[str, tuple[str, ...]]:
-    """What `start` takes: names, each with its versions."""
-    return {name: tuple(kind().distribution.suites) for name, kind in _KINDS.items()}
+    """What `start` takes: names, each with its versions and variants."""
+    return {
+        name: (
+            *kind().distribution.installer.versions,
+            *(variant for base, variant in _VARIANTS if base == name),
+        )
+        for name, kind in _KINDS.items()
+    }
 
 
 class _Search:
@@ -84,17 +95,8 @@ class _Search:
 
     def _ways(self) -> Iterator[Callable[[], LocalBroker]]:
         yield self._container
-        if not sys.platform.startswith("linux"):
-            return
-        for suite in self._suites():
-            yield functools.partial(self._root, suite)
-        yield self._installed if installed(self._kind.distribution.server) else self._package
-
-    def _suites(self) -> list[str]:
-        if self._wanted:
-            return [self._kind.distribution.suites[self._wanted]]
-        # Sid changes every day and may be broken today.
-        return ["sid", "trixie"]
+        for way in self._kind.distribution.installer.ways(self._wanted, self._progress):
+            yield functools.partial(self._process, way)
 
     def _given(self, url: str) -> LocalBroker:
         variable = f"{self._variable}_URL"
@@ -120,41 +122,21 @@ class _Search:
         if not container.image_is_here(image, self._progress):
             raise NotPossibleHere(f"the image {image} cannot be pulled")
         port = free_port()
-        ports = f"127.0.0.1:{port}:{source.port}"
-        runner = container.ContainerRunner(image, ports, *self._kind.container())
+        runner = container.ContainerRunner(image, *self._kind.container(port))
         how = f"container image {image}"
         return launch(self._kind, runner, self._kind.url(port), how)
 
-    def _root(self, suite: str) -> LocalBroker:
-        root = roots.root_of(suite, self._progress)
-        folder = _new_folder()
-        how = f"Debian {suite} in a private root"
-        server = self._kind.distribution.server
-        return self._process(server, folder, how, roots.enter(root, folder), roots.FOLDER_INSIDE)
-
-    def _package(self) -> LocalBroker:
-        package = self._kind.distribution.package
-        packages.install(package, self._progress)
-        return self._installed(f"package {package}")
-
-    def _installed(self, how: str = "installed program") -> LocalBroker:
-        program = installed(self._kind.distribution.server)
-        if program is None:
-            raise NotPossibleHere(f"no {self._kind.distribution.server} after its installation")
-        return self._process(program, _new_folder(), how)
-
-    def _process(
-        self,
-        program: str,
-        folder: Path,
-        how: str,
-        prefix: list[str] | None = None,
-        folder_inside: Path | None = None,
-    ) -> LocalBroker:
-        port = free_port()
-        server = self._kind.server(program, folder_inside or folder, port)
-        runner = ProcessRunner(prefix or [], server, folder)
-        return launch(self._kind, runner, self._kind.url(port), how)
+    def _process(self, way: Callable[[Path], Program]) -> LocalBroker:
+        folder = Path(tempfile.mkdtemp(prefix="anymq-"))
+        try:
+            program = way(folder)
+            port = free_port()
+            server = self._kind.server(program.path, program.folder_inside(folder), port)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        runner = ProcessRunner(program.prefix, server, folder)
+        return launch(self._kind, runner, self._kind.url(port), program.how)
 
     def _is_wanted(self, broker: LocalBroker) -> bool:
         return not self._wanted or f"{broker.version}.".startswith(f"{self._wanted}.")
@@ -162,20 +144,8 @@ class _Search:
     def _what_is_missing(self, reasons: list[str]) -> str:
         what = f"{self._kind.title} {self._wanted}".strip()
         why = "; ".join(dict.fromkeys(reasons))
-        remedy = f"`apt-get install {self._kind.distribution.package}` as root"
-        if self._wanted:
-            # The distribution's package has one version only, and that may be another one.
-            remedy = "run as root, for a private Debian system"
+        remedy = self._kind.distribution.installer.remedy(self._wanted)
         return (
             f"{what} is missing: {why}. To get it: {remedy}, or start a docker engine, or name "
             f"one by its URL in {self._variable}_URL"
         )
-
-
-def installed(server: str) -> str | None:
-    """The server where its Debian package puts it, or wherever else it is installed."""
-    return server if Path(server).exists() else shutil.which(Path(server).name)
-
-
-def _new_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="anymq-"))

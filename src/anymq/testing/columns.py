@@ -18,9 +18,13 @@ from anymq.url import Url, did_you_mean, read_options
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
-DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis")
+DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka")
 VARIANTS = {"rabbitmq-classic": ("rabbitmq", "queue=classic")}  # the same broker, other options
-PATIENCE = {"memory": 2.0, "redis": 3.0}  # seconds; 10 elsewhere
+PATIENCE = {  # seconds; 10 elsewhere
+    "memory": 2.0,
+    "redis": 3.0,
+    "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
+}
 
 Progress = Callable[[str], None]  # gets a line for each thing that takes time
 
@@ -126,7 +130,8 @@ class Source:
         else:
             evidence = "in-process" if self.url.startswith("memory:") else "real"
             column = Column(self.name, self.url, evidence, how="given by its URL")
-        column.patience = PATIENCE.get(self.kind, column.patience)
+        usual = PATIENCE.get(self.kind, column.patience)
+        column.patience = PATIENCE.get(self.name, usual)
         column.version = _server(column)
         return column
 

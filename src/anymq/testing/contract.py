@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 UNIVERSAL = None  # in place of a guarantee: must hold everywhere
 
+NETWORK = "network"  # something happens on the way: the broker itself is left alone
 NEEDS = {
     "kill": "a broker that can be killed and started again",
     "pause": "a broker that can be paused",
     "restart": "a broker that can be restarted",
     "users": "a broker that users can be added to",
+    NETWORK: "a network on the way to the broker",
 }
 
 FAMILIES = {
@@ -57,7 +59,8 @@ class Contract:
     topic, subscription   portable options of the objects that the case works with
     wish          options of the subscription that are left out where the broker does not have them
     needs         what must be possible with the broker itself: the keys of NEEDS. It gets a broker
-                  of its own for that. `wants`: the same, but it runs without where it must.
+                  of its own for that, but for NETWORK. `wants`: the same, but it runs without
+                  where it must.
     depends       guarantees without which there is nothing to try; where one is not usable, the
                   cell differs and says so
     certain       the case exposes an absent guarantee in every run: one that then holds does
@@ -82,6 +85,11 @@ class Contract:
     provision: bool = True
     judged_by: Callable[[Scenario], Fact | None] | None = None
     deadline: float = 60.0
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        """What is needed that is done to the broker itself."""
+        return self.needs - {NETWORK}
 
     @property
     def family(self) -> str:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from anymq import registry
 from anymq.errors import ConfigError
-from anymq.testing.link import Relay, relay_to
+from anymq.local import Relay, relay_to
 from anymq.tls import TLS_OPTIONS, tls_context
 from anymq.url import Url
 
@@ -75,12 +75,12 @@ class Front:
     it and sees what really travels; connect to its port."""
 
     def __init__(
-        self, host: str, port: int, context: ssl.SSLContext, its_own: ssl.SSLContext | None
+        self, host: str, port: int, at: int, context: ssl.SSLContext, its_own: ssl.SSLContext | None
     ) -> None:
         self._target, self._context, self._its_own = (host, port), context, its_own
         self._listener = socket.create_server((HOST, 0))
         threading.Thread(target=self._accept, name="tls", daemon=True).start()
-        self.relay = Relay(HOST, self._listener.getsockname()[1])
+        self.relay = Relay(HOST, self._listener.getsockname()[1], at)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -147,8 +147,8 @@ def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str
     wanted = {**dict.fromkeys(TLS), **given}
     its_own = tls_context(parsed, wanted, True) if secure else None
 
-    def make(host: str, port: int) -> Relay:
-        made.append(Front(host, port, context, its_own))
+    def make(host: str, port: int, at: int) -> Relay:
+        made.append(Front(host, port, at, context, its_own))
         return made[0].relay
 
     _, through = relay_to(url, make)

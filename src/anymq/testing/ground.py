@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import anymq
 from anymq.errors import AnymqError
+from anymq.local import Relay, relay_to
 from anymq.memory import MemoryBroker, forget, install
 from anymq.session import ConnectionChange, ConnectionEvent
-from anymq.testing.link import Relay, relay_to
 
 
 class SkippingClock:

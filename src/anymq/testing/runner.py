@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anymq.capabilities import PROMISED, Fact, Level
+from anymq.local import NoRelay
 from anymq.testing.columns import Column, ColumnMissing, Source
-from anymq.testing.contract import NEEDS, Contract
+from anymq.testing.contract import NEEDS, NETWORK, Contract
 from anymq.testing.history import Event
 from anymq.testing.scenario import Over, Scenario
 from anymq.testing.verdict import Cell, Observed, Outcome, Verdict, decide
@@ -67,6 +68,9 @@ class _Attempt:
             self._run()
         except Over:
             pass
+        except NoRelay as error:
+            text = f"needs a relay on the way to {self.column.name}; {error}"
+            self.decided = Outcome.NOT_RUN, text, []
         except BaseException as error:  # noqa: BLE001 (becomes the cell's verdict)
             self._failed(error)
         finally:
@@ -119,9 +123,12 @@ class _Attempt:
 
 
 def _impossible(contract: Contract, column: Column) -> Verdict | None:
-    if not contract.needs or column.breakable:
+    missing = set() if column.breakable else set(contract.breaks)
+    if column.in_process:
+        missing |= contract.needs & {NETWORK}
+    if not missing:
         return None
-    needs = " and ".join(NEEDS[need] for need in sorted(contract.needs))
+    needs = " and ".join(NEEDS[need] for need in sorted(missing))
     return Outcome.NOT_RUN, f"needs {needs}; {column.name} is {column.how}", []
 
 

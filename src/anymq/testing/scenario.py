@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
 from anymq.errors import AnymqError, PlannedError, UnsupportedError
+from anymq.local import Relay, relay_to
 from anymq.message import Message
 from anymq.testing import front
 from anymq.testing.checker import check
@@ -22,7 +23,7 @@ from anymq.testing.columns import Column
 from anymq.testing.contract import Contract, is_of_topic
 from anymq.testing.findings import NEVER, Judgement
 from anymq.testing.history import Event, History, Kind
-from anymq.testing.link import Link, Relay, relay_to
+from anymq.testing.link import Link
 from anymq.testing.receiving import RecordingConsumer, Taken, place
 from anymq.testing.sending import RecordingProducer
 from anymq.testing.verdict import Observed, Violation
@@ -58,7 +59,7 @@ class Scenario:
         self.history = History()
         self.observed = Observed()
         self.patience = column.patience
-        own = bool(contract.needs | contract.wants) and column.breakable
+        own = bool(contract.breaks | contract.wants) and column.breakable
         self.local = column.expendable() if own else None
         self.url = column.url_of(self.local) if self.local else column.url
         self._tag = f"{contract.id.lower()}-{uuid.uuid4().hex[:6]}"
