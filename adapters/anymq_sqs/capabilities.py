@@ -219,7 +219,9 @@ def _sending(fifo: bool, sns: bool) -> dict[Guarantee, Fact]:
         delay = Fact(Level.ABSENT, "FIFO queues delay no single message", API + "SendMessage")
     if sns:
         delay = Fact(Level.ABSENT, "SNS delays nothing", "AWS SNS API reference, Publish")
-    routed = Fact(Level.NATIVE, "a queue that does not exist is an error", API + "SendMessageBatch")
+    routed = Fact(
+        Level.ABSENT, "the topic is the queue, which keeps what nobody reads", API + "SendMessage"
+    )
     if sns:
         routed = Fact(
             Level.ABSENT,

@@ -18,7 +18,9 @@ from anymq.spi import (
 )
 from anymq_sqs.client import Client
 
-TAG = "anymq-subscription"  # on a queue that is a topic: the one subscription that it has
+# Tags of the queues that anymq makes.
+OWNER = "anymq-subscription"  # the one subscription that a queue is for
+TOPIC = "anymq-topic"  # made for a topic that has no subscription yet
 USUAL_LEASE = 30.0  # seconds, as SQS's own default
 KEPT = 14 * 24 * 3600  # seconds that a dead letter is kept, the most that SQS allows
 MOST_RECEIVES = 1000  # the largest maxReceiveCount
@@ -92,10 +94,8 @@ class Queues:
             self._provision_topic(what, mode)
         elif isinstance(what, Subscription):
             self._provision_subscription(what, mode)
-        elif what.address is not None or mode is Mode.VALIDATE:
-            self._forget(self.name(what))
-            self.url(what)
-        # else: a queue is made for its subscription, which says what it is to be like
+        else:
+            self._provision_queue(what, mode)
 
     def _provision_topic(self, topic: Topic, mode: Mode) -> None:
         if topic.address is not None or mode is Mode.VALIDATE:
@@ -112,6 +112,28 @@ class Queues:
         )
         self._arns[name] = answer["TopicArn"]
 
+    def _provision_queue(self, topic: Topic, mode: Mode) -> None:
+        """Of a topic alone. Its subscription makes of it what it is to be like."""
+        name = self.name(topic)
+        self._forget(name)
+        try:
+            self.url(topic)
+        except NotFoundError:
+            if topic.address is not None or mode is not Mode.CREATE:
+                raise
+            wanted = {"FifoQueue": "true"} if self._ending else {}
+            self._make(name, wanted, {TOPIC: str(topic)})
+
+    def _make(self, name: str, attributes: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        answer = self._client.ask(
+            self._client.sqs.create_queue,
+            f"make queue {name!r}",
+            QueueName=name,
+            Attributes=attributes,
+            tags=tags,
+        )
+        self._urls[name] = answer["QueueUrl"]
+
     def _provision_subscription(self, subscription: Subscription, mode: Mode) -> None:
         name = self.name(subscription)
         if subscription.address is not None or subscription.topic.address is not None:
@@ -121,18 +143,11 @@ class Queues:
         wanted = self._attributes(subscription)
         self._forget(name)
         try:
-            self._check(subscription, wanted)
+            self._take_or_check(subscription, wanted, mode)
         except NotFoundError:
             if mode is not Mode.CREATE:
                 raise
-            answer = self._client.ask(
-                self._client.sqs.create_queue,
-                f"make queue {name!r}",
-                QueueName=name,
-                Attributes=wanted,
-                tags={TAG: str(subscription)},
-            )
-            self._urls[name] = answer["QueueUrl"]
+            self._make(name, wanted, {OWNER: str(subscription)})
         if self.is_sns(subscription.topic) and mode is Mode.CREATE:
             self._subscribe(subscription)
 
@@ -150,14 +165,20 @@ class Queues:
             wanted["RedrivePolicy"] = json.dumps(policy)
         return wanted
 
-    def _check(self, subscription: Subscription, wanted: Mapping[str, str]) -> None:
+    def _take_or_check(
+        self, subscription: Subscription, wanted: dict[str, str], mode: Mode
+    ) -> None:
         """Raises NotFoundError, ConfigConflictError for a queue that differs, and UnsupportedError
-        for one that is another subscription's."""
+        for one that is another subscription's. One that was made for the topic alone becomes this
+        subscription's."""
         url, name = self.url(subscription), self.name(subscription)
         tags = self._client.ask(
             self._client.sqs.list_queue_tags, f"read the tags of queue {name!r}", QueueUrl=url
         ).get("Tags", {})
-        owner = tags.get(TAG, str(subscription))
+        if TOPIC in tags and OWNER not in tags and mode is Mode.CREATE:
+            self._take(url, subscription, wanted)
+            return
+        owner = tags.get(OWNER, str(subscription))
         if owner != str(subscription):
             raise UnsupportedError(
                 f"{subscription}: queue {name!r} is that of {owner}, and SQS gives each message to"
@@ -170,6 +191,15 @@ class Queues:
                     f"queue {name!r} exists with {key}={found.get(key)}, and {subscription} wants"
                     f" {value}: change one of them, or give the queue as an address"
                 )
+
+    def _take(self, url: str, subscription: Subscription, wanted: dict[str, str]) -> None:
+        what = f"make queue {self.name(subscription)!r} that of {subscription}"
+        changed = {key: value for key, value in wanted.items() if key != "FifoQueue"}
+        self._client.ask(
+            self._client.sqs.set_queue_attributes, what, QueueUrl=url, Attributes=changed
+        )
+        tags = {OWNER: str(subscription)}
+        self._client.ask(self._client.sqs.tag_queue, what, QueueUrl=url, Tags=tags)
 
     def _subscribe(self, subscription: Subscription) -> None:
         """The queue lets the topic send to it, and gets what is published as it is, without the

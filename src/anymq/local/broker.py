@@ -29,13 +29,12 @@ class LocalBroker:
     that one ends. Every method raises BrokerFailed when the broker does not do what was asked.
     """
 
-    evidence = "real"
-    """What a test against it proves: it is the broker itself, not a stand-in."""
-
     def __init__(self, kind: Kind, runner: Runner, url: str, how: str) -> None:
         self._kind = kind
         self._runner = runner
         self.name = kind.name
+        self.evidence = kind.evidence
+        """What a test against it proves: real, emulator or stand-in."""
         self.url = url
         """Where it serves, with user and password."""
         self.how = how

@@ -196,6 +196,12 @@ def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[
     Raises NoRelay for a broker whose clients would leave it, where this process did not start that
     broker.
     """
+    if "endpoint=http" in url:  # the place that counts is an option
+        before, _, after = url.partition("endpoint=")
+        endpoint, amp, more = after.partition("&")
+        found = urlsplit(endpoint)
+        relay = make(found.hostname or "localhost", found.port or 80, 0)
+        return relay, f"{before}endpoint={found.scheme}://127.0.0.1:{relay.port}{amp}{more}"
     scheme, _, rest = url.partition("://")
     end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
     login, at, hosts = rest[:end].rpartition("@")

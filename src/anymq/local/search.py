@@ -18,8 +18,14 @@ from .machine import Progress, free_port, to_stderr
 from .rabbitmq import RabbitMQ
 from .redis import Redis
 from .runner import ProcessRunner
+from .sqs import Ministack
 
-_KINDS: dict[str, Callable[[], Kind]] = {"rabbitmq": RabbitMQ, "redis": Redis, "kafka": Kafka}
+_KINDS: dict[str, Callable[[], Kind]] = {
+    "rabbitmq": RabbitMQ,
+    "redis": Redis,
+    "kafka": Kafka,
+    "sqs": Ministack,
+}
 _VARIANTS: dict[tuple[str, str], Callable[[], Kind]] = {("kafka", "stock"): StockKafka}
 
 

@@ -13,18 +13,24 @@ from typing import TYPE_CHECKING, Any
 from anymq import registry
 from anymq.broker import Broker, connect
 from anymq.errors import AnymqError, ConfigError
+from anymq.testing import stand_ins
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
-DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka")
-VARIANTS = {"rabbitmq-classic": ("rabbitmq", "queue=classic")}  # the same broker, other options
+DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka", "sqs", "sqs-fifo")
+VARIANTS = {  # the same broker, other options
+    "rabbitmq-classic": ("rabbitmq", "queue=classic"),
+    "sqs-fifo": ("sqs", "fifo=true"),
+    "sqs-sns": ("sqs", "fanout=sns"),
+}
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
+LEASES = {"sqs": 4.0}  # seconds
 
 Progress = Callable[[str], None]  # gets a line for each thing that takes time
 
@@ -37,7 +43,9 @@ class ColumnMissing(Exception):
 class Column:
     """One broker that the suite runs against.
 
-    evidence     what it is: real, emulator or in-process
+    evidence     what it is: real, emulator, stand-in or in-process
+    lease        seconds of a subscription's lease where a case does not say: short, where only the
+                 end of the lease brings back what a dead consumer held
     patience     seconds that a case waits for what should come before it is missing
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
     local        the handle, where the suite started the broker itself
@@ -51,6 +59,7 @@ class Column:
     version: str = ""
     how: str = ""
     patience: float = 10.0
+    lease: float | None = None
     deviations: Mapping[str, str] = field(default_factory=dict)
     local: LocalBroker | None = None
     options: str = ""
@@ -127,11 +136,13 @@ class Source:
             url = _with_options(local.url, options)
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress
+            column.deviations = stand_ins.deviations(local.title, self.name)
         else:
             evidence = "in-process" if self.url.startswith("memory:") else "real"
             column = Column(self.name, self.url, evidence, how="given by its URL")
         usual = PATIENCE.get(self.kind, column.patience)
         column.patience = PATIENCE.get(self.name, usual)
+        column.lease = LEASES.get(self.kind)
         column.version = _server(column)
         return column
 
@@ -251,6 +262,8 @@ def _server(column: Column) -> str:
         with anymq.connect(column.url) as broker:
             if column.in_process:
                 return f"anymq {version('anymq')}"
+            if column.local is not None and column.evidence != "real":
+                return f"{column.local.title} {column.local.version}"
             return broker.server or column.name
     except AnymqError as error:
         column.close()

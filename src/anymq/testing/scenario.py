@@ -72,7 +72,8 @@ class Scenario:
         self._relays: list[Relay] = []
         self.broker = self.connect()
         self.topic = Topic(self._tag, **contract.topic)
-        self.subscription = self._wished(Subscription(self.topic, "work", **contract.subscription))
+        work = self.new_subscription("work", **contract.subscription)
+        self.subscription = self._wished(work)
 
     def _wished(self, plain: Subscription) -> Subscription:
         """With what the contract would like to have, where it can be had."""
@@ -125,6 +126,8 @@ class Scenario:
         self, name: str, topic: Topic | None = None, **options: Any
     ) -> Subscription:
         """Another subscription, of the same topic by default, not yet provisioned."""
+        if self.column.lease is not None and not options.get("ephemeral"):
+            options = {"lease": self.column.lease} | options
         return Subscription(topic or self.topic, name, **options)
 
     def provision(self, *what: Topic | Subscription) -> None:
