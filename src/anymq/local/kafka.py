@@ -74,6 +74,7 @@ class Kafka:
 
     name = "kafka"
     title = "Apache Kafka"
+    evidence = "real"
     distribution = Distribution(KafkaJars(), image="apache/kafka", newest="4.4.0")
     _tuning: Mapping[str, str] = _QUICK
     _java: Sequence[str] = _SMALL_JAVA

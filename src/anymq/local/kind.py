@@ -64,6 +64,10 @@ class Kind(Protocol):
     def title(self) -> str: ...
 
     @property
+    def evidence(self) -> str:
+        """real, emulator or stand-in."""
+
+    @property
     def distribution(self) -> Distribution: ...
 
     @property

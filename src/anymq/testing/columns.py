@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anymq import registry
 from anymq.broker import Broker, connect
 from anymq.errors import AnymqError, ConfigError
+from anymq.testing.standins import DEVIATIONS, Deviation
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class ColumnMissing(Exception):
 class Column:
     """One broker that the suite runs against.
 
-    evidence     what it is: real, emulator or in-process
+    evidence     what it is: real, emulator, stand-in or in-process
     patience     seconds that a case waits for what should come before it is missing
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
     local        the handle, where the suite started the broker itself
@@ -51,7 +52,7 @@ class Column:
     version: str = ""
     how: str = ""
     patience: float = 10.0
-    deviations: Mapping[str, str] = field(default_factory=dict)
+    deviations: Mapping[str, Deviation] = field(default_factory=dict)
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
@@ -127,9 +128,9 @@ class Source:
             url = _with_options(local.url, options)
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress
+            column.deviations = DEVIATIONS.get(local.title, {})
         else:
-            evidence = "in-process" if self.url.startswith("memory:") else "real"
-            column = Column(self.name, self.url, evidence, how="given by its URL")
+            column = Column(self.name, self.url, _evidence(self.url), how="given by its URL")
         usual = PATIENCE.get(self.kind, column.patience)
         column.patience = PATIENCE.get(self.name, usual)
         column.version = _server(column)
@@ -199,6 +200,13 @@ def _base(name: str) -> tuple[str, str]:
     return base + at + version, options
 
 
+def _evidence(url: str) -> str:
+    """What answers at an endpoint of the user's own is not the service."""
+    if url.startswith("memory:"):
+        return "in-process"
+    return "stand-in" if "endpoint" in Url.parse(url).options else "real"
+
+
 def _with_options(url: str, options: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}{options}" if options else url
 
@@ -251,6 +259,8 @@ def _server(column: Column) -> str:
         with anymq.connect(column.url) as broker:
             if column.in_process:
                 return f"anymq {version('anymq')}"
+            if column.local is not None and column.local.evidence != "real":
+                return f"{column.local.title} {column.local.version}"  # it does not say so itself
             return broker.server or column.name
     except AnymqError as error:
         column.close()
