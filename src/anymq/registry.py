@@ -36,6 +36,7 @@ BUILT_IN: dict[str, Entry] = {
     "rediss": Entry("anymq_redis", "redis"),
     "kafka": Entry("anymq_kafka", "kafka"),
     "kafkas": Entry("anymq_kafka", "kafka"),
+    "pubsub": Entry("anymq_pubsub", "pubsub"),
 }
 
 

@@ -19,11 +19,15 @@ from anymq.url import Url, did_you_mean, read_options
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
-DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka")
-VARIANTS = {"rabbitmq-classic": ("rabbitmq", "queue=classic")}  # the same broker, other options
+DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka", "pubsub")
+VARIANTS = {  # a broker with options
+    "rabbitmq-classic": ("rabbitmq", "queue=classic"),
+    "pubsub": ("pubsub", "lease=3s"),  # shorter than the service takes: its stand-ins do
+}
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
+    "pubsub": 20.0,
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
 
