@@ -188,6 +188,7 @@ def test_columns_of_one_broker_share_it(monkeypatch: pytest.MonkeyPatch) -> None
 
     class Started:
         url, evidence, how, version, stopped = "memory://x", "real", "started", "1", 0
+        title = "RabbitMQ"
 
         def stop(self) -> None:
             self.stopped += 1

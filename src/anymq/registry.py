@@ -37,6 +37,7 @@ BUILT_IN: dict[str, Entry] = {
     "sqs": Entry("anymq_sqs", "sqs"),
     "kafka": Entry("anymq_kafka", "kafka"),
     "kafkas": Entry("anymq_kafka", "kafka"),
+    "pubsub": Entry("anymq_pubsub", "pubsub"),
 }
 
 

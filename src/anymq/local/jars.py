@@ -52,11 +52,11 @@ class KafkaJars:
     def _at_home(self, home: str, progress: Progress, _: Path) -> Program:
         if not any(Path(home).glob("libs/kafka-clients-*.jar")):
             raise NotPossibleHere(f"there is no Kafka in KAFKA_HOME, {home}")
-        _need_java(progress)
+        need_java(progress)
         return Program(home, "KAFKA_HOME")
 
     def _fetched(self, release: str, progress: Progress, _: Path) -> Program:
-        _need_java(progress)
+        need_java(progress)
         folder = cache_folder() / "kafka" / release
         if not folder.exists():
             with packages.locked(f"kafka-{release}") as lock:
@@ -76,7 +76,8 @@ def java() -> str:
     return str(Path(home) / "bin/java") if home else shutil.which("java") or "java"
 
 
-def _need_java(progress: Progress) -> None:
+def need_java(progress: Progress) -> None:
+    """Install it where it is missing and that can be done; raises NotPossibleHere."""
     if not os.environ.get("JAVA_HOME"):
         _need("java", _JAVA, progress)
 

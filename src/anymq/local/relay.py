@@ -2,12 +2,13 @@
 
 import contextlib
 import queue
+import re
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .doors import door_to
 from .errors import NoRelay
@@ -17,6 +18,7 @@ PORTS = {
     "rabbitmq": 5672, "amqp": 5672, "rabbitmqs": 5671, "amqps": 5671,
     "kafka": 9092, "kafkas": 9092,
 }  # where a URL names none  # fmt: skip
+_ENDPOINT = re.compile(r"([?&]endpoint=(?:https?://)?)([^/&]+)")
 _TELL_AN_ADDRESS = ("kafka", "kafkas")
 _PIECE = 1 << 16  # bytes that travel together at most
 _ON_THE_WAY = 16  # pieces: who sends more has to wait, as with any network
@@ -190,30 +192,45 @@ def _shut(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
         one.shutdown(how)
 
 
+def address(url: str) -> tuple[str, int]:
+    """Host and port that a URL leads to: of its option `endpoint`, else its first host. The port
+    is 0 where the URL names none and its scheme has none."""
+    place = _place(url)
+    return place.hostname or "localhost", place.port or PORTS.get(url.partition("://")[0], 0)
+
+
+def _place(url: str) -> SplitResult:
+    if endpoint := _ENDPOINT.search(url):
+        return urlsplit(f"//{endpoint[2]}")
+    hosts = re.split("[/?]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")[2]
+    return urlsplit(f"//{hosts.partition(',')[0]}")
+
+
+def _moved(url: str, port: int) -> str:
+    """The same URL, to a port of 127.0.0.1."""
+    if _ENDPOINT.search(url):
+        return _ENDPOINT.sub(rf"\g<1>127.0.0.1:{port}", url)
+    scheme, _, rest = url.partition("://")
+    end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
+    login, at, _ = rest[:end].rpartition("@")
+    return f"{scheme}://{login}{at}127.0.0.1:{port}{rest[end:]}"
+
+
 def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[Relay, str]:
-    """A relay to the first host of a URL, and the URL that leads through it.
+    """A relay to the host of a URL, the first one or that of its option `endpoint`, and the URL
+    that leads through it.
 
     Raises NoRelay for a broker whose clients would leave it, where this process did not start that
     broker.
     """
-    if "endpoint=http" in url:  # the place that counts is an option
-        before, _, after = url.partition("endpoint=")
-        endpoint, amp, more = after.partition("&")
-        found = urlsplit(endpoint)
-        relay = make(found.hostname or "localhost", found.port or 80, 0)
-        return relay, f"{before}endpoint={found.scheme}://127.0.0.1:{relay.port}{amp}{more}"
-    scheme, _, rest = url.partition("://")
-    end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
-    login, at, hosts = rest[:end].rpartition("@")
-    host = urlsplit(f"//{hosts.partition(',')[0]}")
-    port = host.port or PORTS[scheme]
+    host, port = address(url)
     if door := door_to(port):
         relay = make("127.0.0.1", door.port, door.told)
-    elif scheme in _TELL_AN_ADDRESS:
+    elif url.partition("://")[0] in _TELL_AN_ADDRESS:
         raise NoRelay(
             "its clients go on to the address that it tells them, so nothing can stand between"
             " unless this process starts it"
         )
     else:
-        relay = make(host.hostname or "localhost", port, 0)
-    return relay, f"{scheme}://{login}{at}127.0.0.1:{relay.port}{rest[end:]}"
+        relay = make(host, port, 0)
+    return relay, _moved(url, relay.port)

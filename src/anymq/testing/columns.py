@@ -13,21 +13,32 @@ from typing import TYPE_CHECKING, Any
 from anymq import registry
 from anymq.broker import Broker, connect
 from anymq.errors import AnymqError, ConfigError
-from anymq.testing import stand_ins
+from anymq.testing.standins import Deviation, deviations
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
-DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka", "sqs", "sqs-fifo")
-VARIANTS = {  # the same broker, other options
+DEFAULT = (
+    "memory",
+    "rabbitmq",
+    "rabbitmq-classic",
+    "redis",
+    "kafka",
+    "sqs",
+    "sqs-fifo",
+    "pubsub",
+)
+VARIANTS = {  # a broker with options
     "rabbitmq-classic": ("rabbitmq", "queue=classic"),
     "sqs-fifo": ("sqs", "fifo=true"),
     "sqs-sns": ("sqs", "fanout=sns"),
+    "pubsub": ("pubsub", "lease=3s"),  # shorter than the service takes: its stand-ins do
 }
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
+    "pubsub": 20.0,
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
 LEASES = {"sqs": 4.0}  # seconds
@@ -60,7 +71,7 @@ class Column:
     how: str = ""
     patience: float = 10.0
     lease: float | None = None
-    deviations: Mapping[str, str] = field(default_factory=dict)
+    deviations: Mapping[str, Deviation] = field(default_factory=dict)
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
@@ -136,10 +147,9 @@ class Source:
             url = _with_options(local.url, options)
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress
-            column.deviations = stand_ins.deviations(local.title, self.name)
+            column.deviations = deviations(local.title, self.name)
         else:
-            evidence = "in-process" if self.url.startswith("memory:") else "real"
-            column = Column(self.name, self.url, evidence, how="given by its URL")
+            column = Column(self.name, self.url, _evidence(self.url), how="given by its URL")
         usual = PATIENCE.get(self.kind, column.patience)
         column.patience = PATIENCE.get(self.name, usual)
         column.lease = LEASES.get(self.kind)
@@ -210,6 +220,13 @@ def _base(name: str) -> tuple[str, str]:
     return base + at + version, options
 
 
+def _evidence(url: str) -> str:
+    """What answers at an endpoint of the user's own is not the service."""
+    if url.startswith("memory:"):
+        return "in-process"
+    return "stand-in" if "endpoint" in Url.parse(url).options else "real"
+
+
 def _with_options(url: str, options: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}{options}" if options else url
 
@@ -262,8 +279,8 @@ def _server(column: Column) -> str:
         with anymq.connect(column.url) as broker:
             if column.in_process:
                 return f"anymq {version('anymq')}"
-            if column.local is not None and column.evidence != "real":
-                return f"{column.local.title} {column.local.version}"
+            if column.local is not None and column.local.evidence != "real":
+                return f"{column.local.title} {column.local.version}"  # it does not say so itself
             return broker.server or column.name
     except AnymqError as error:
         column.close()

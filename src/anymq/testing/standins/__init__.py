@@ -1,0 +1,26 @@
+"""How stand-ins are known to differ from the services that they stand in for, as data.
+
+A cell of a cloud broker is `holds` only where a stand-in that is right on that row agrees. So each
+stand-in has a table of the rows on which it is not, by contract id, in the module of its service; a
+cell of one of these is `stand-in differs` whatever came out, and another stand-in, which has a
+column of its own, may be right there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from anymq.testing.standins import pubsub, sqs
+from anymq.testing.standins.deviation import Deviation
+
+__all__ = ["DEVIATIONS", "Deviation", "deviations"]
+
+DEVIATIONS: Mapping[str, Mapping[str, Deviation]] = {**pubsub.TABLES, **sqs.TABLES}
+"""By the title of the stand-in, as anymq.local has it, then by contract id. What is so in one
+column only stands under the title and the column, as in "ministack, sqs-fifo"."""
+
+
+def deviations(title: str, column: str) -> Mapping[str, Deviation]:
+    """By contract id, of the stand-in with this title in this column, whatever its version."""
+    name = column.partition("@")[0]
+    return {**DEVIATIONS.get(title, {}), **DEVIATIONS.get(f"{title}, {name}", {})}
