@@ -121,10 +121,6 @@ ABSENT: dict[Guarantee, tuple[str, str]] = {
     G.DELAY: ("a message can be delivered as soon as it is stored", PROTO + "PubsubMessage"),
     G.PRIORITY: ("messages have none", PROTO + "PubsubMessage"),
     G.DEDUPLICATION: ("messages are not compared as they come in", DOCS + "publisher"),
-    G.RELEASE_UNCOUNTED: (
-        "giving back is an ack deadline of 0, which counts as a delivery that failed",
-        PROTO + "ReceivedMessage.delivery_attempt",
-    ),
     G.ORDER_QUEUE: ("order is that of an ordering key", DOCS + "ordering"),
     G.PATTERN: ("a subscription has one topic", PROTO + "Subscription.topic"),
     G.DEPTH: (
@@ -281,8 +277,20 @@ def _attempts(counted: bool) -> dict[Guarantee, Fact]:
             "counted only with dead_letter=True",
             PROTO + "ReceivedMessage.delivery_attempt",
         )
-        return dict.fromkeys((G.ATTEMPT_COUNT, G.MAX_ATTEMPTS, G.MAX_ATTEMPTS_CRASH), fact)
+        return {
+            **dict.fromkeys((G.ATTEMPT_COUNT, G.MAX_ATTEMPTS, G.MAX_ATTEMPTS_CRASH), fact),
+            G.RELEASE_UNCOUNTED: Fact(
+                Level.NATIVE,
+                "an ack deadline of 0; nothing is counted without a dead-letter policy",
+                PROTO + "ReceivedMessage.delivery_attempt",
+            ),
+        }
     return {
+        G.RELEASE_UNCOUNTED: Fact(
+            Level.ABSENT,
+            "giving back is an ack deadline of 0, which counts as a delivery that failed",
+            PROTO + "ReceivedMessage.delivery_attempt",
+        ),
         G.ATTEMPT_COUNT: Fact(
             Level.BEST_EFFORT,
             "deliveries so far, about: nacks and passed deadlines, whoever caused them",

@@ -21,6 +21,7 @@ from anymq.spi import (
     ClosedError,
     ConnectionLostError,
     Delivery,
+    LeaseLostError,
     Receiver,
     Refusal,
 )
@@ -70,6 +71,7 @@ class PubsubReceiver(Receiver):
         self._arrived: deque[tuple[Any, float]] = deque()  # and the end of its lease
         self._calls: dict[Any, int] = {}  # Pulls without an answer: messages asked for
         self._unsettled: dict[Handle, None] = {}
+        self._open_acks: AnymqError | None = None  # why some have no answer
         self._stopping = False
         client.on_lost.append(self._end)
 
@@ -143,9 +145,21 @@ class PubsubReceiver(Receiver):
     def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
         def call(ids: list[str]) -> None:
             request = Acknowledge(subscription=self._path, ack_ids=ids)
-            self._ask(self._client.acknowledge, request)
+            try:
+                self._ask(self._client.acknowledge, request)
+            except grpc.RpcError as error:
+                found = errors.translate(error, f"{self._client.place}: an ack has no answer")
+                if not isinstance(found, ConnectionLostError):
+                    raise
+                self._open_acks = found  # perhaps applied, so not refused: confirm() tells
+                self._end(found)
 
         return self._settle(deliveries, call)
+
+    def confirm(self, timeout: float) -> None:
+        """ack() has waited, but for what had no answer when the connection was lost."""
+        if self._open_acks is not None:
+            raise LeaseLostError(str(self._open_acks)) from self._open_acks
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
         """Whole seconds, rounded up: never early."""

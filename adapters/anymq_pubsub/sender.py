@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from google.pubsub_v1.types import PublishRequest
@@ -224,7 +225,8 @@ class PubsubSender(Sender):
         with self._lock:
             self._ended = self._ended or closed
             self._changed.wait_for(lambda: not self._flying, timeout)
-        self._client.on_lost.remove(self._lost)
+        with suppress(ValueError):  # closed before
+            self._client.on_lost.remove(self._lost)
         self._lost(closed)
 
 
