@@ -313,7 +313,7 @@ def acks_are_confirmed(s: Scenario) -> None:
     for one in taken[5:10]:
         one.ack(wait=True)
     if link.stalls:
-        link.stall()
+        link.stall(all=True)
         quick, sure = s.begin(taken[10].ack), s.begin(partial(taken[11].ack, wait=True))
         s.expect(s.until(quick.done), "ack() returns though the broker cannot answer", taken[10])
         known = s.until(sure.done, 0.5)

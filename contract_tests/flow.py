@@ -185,10 +185,10 @@ def a_pause_hands_out_nothing(s: Scenario) -> None:
     """A paused consumer hands out and fetches nothing, keeps what it has, and loses nothing."""
     at, extends = s.subscription, s.usable(Guarantee.LEASE_EXTEND)
     if extends:
-        at = s.new_subscription("paused", lease=LEASE)
-        s.provision(at)
+        at = s.another("paused", lease=LEASE)
+        s.provision(at.topic, at)
     consumer = s.consumer(at, prefetch=10)
-    sent = s.producer().send(30)
+    sent = s.producer(at.topic).send(30)
     held = consumer.take(3)
     waiting = s.begin(partial(consumer.receive, 1, 0.3))  # it may just be in the middle of it
     consumer.raw.pause()

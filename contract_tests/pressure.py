@@ -33,7 +33,8 @@ def a_slow_consumer(s: Scenario) -> None:
     before = link.relay.answered if link.relay else 0
     keeps = s.promised(Guarantee.AT_LEAST_ONCE)
     producer = s.producer()
-    producer.send_many(producer.messages(KEPT if keeps else PUSHED, body=bytes(MIB)), _ignore)
+    body = bytes(min(MIB, s.capabilities(s.topic).limits.body or MIB))
+    producer.send_many(producer.messages(KEPT if keeps else PUSHED, body=body), _ignore)
     sent = {event.id for event in s.history.of(Kind.STORED, Kind.PASSED)}
     s.exercised("MiB sent before it takes anything", len(sent), KEPT)
     bound = (PREFETCH + 1) * MIB if keeps else SOCKETS
@@ -130,7 +131,7 @@ def _stall(link: Link, *producers: RecordingProducer) -> list[Callable[[], None]
     """The broker answers no more; how to go on."""
     if not link.stalls:
         return [producer.hold_back() for producer in producers]
-    link.stall()
+    link.stall(all=True)
     return [link.resume]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ def retried_with_a_delay(s: Scenario) -> None:
     back = consumer.take(len(sent), within=s.patience + max(DELAYS))
     if not s.expect(sorted(ids(back)) == sorted(ids(sent)), "all come again", sent):
         return
-    order = [delay[str(taken.id)] for taken in back]
+    order = [_rounded(s, delay[str(taken.id)]) for taken in back]
     s.expect(order == sorted(order), f"a long delay does not hold up a short one: {order}", back)
     *others, taken = back
     for other in others:
@@ -54,6 +55,12 @@ def retried_with_a_delay(s: Scenario) -> None:
     if counts:
         first = [each for each in last if (each.attempt or 0) < 2]
         s.expect(not first, "it is no first attempt", first)
+
+
+def _rounded(s: Scenario, delay: float) -> float:
+    """As the broker counts."""
+    step = s.capabilities().limits.nack_step
+    return math.ceil(delay / step) * step if step else delay
 
 
 @contract("RTY-02", Guarantee.NACK_DELAY, wish={"dead_letter": True, "max_attempts": 4})

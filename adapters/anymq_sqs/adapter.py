@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from anymq.spi import (
     Adapter,
+    AnymqError,
+    AuthorizationError,
     Capabilities,
     Claim,
     Depth,
@@ -18,12 +22,11 @@ from anymq.spi import (
     UnsupportedError,
     Url,
 )
-from anymq_sqs.capabilities import MOST_BY_SNS, declare
+from anymq_sqs.capabilities import MOST, MOST_BY_SNS, declare
 from anymq_sqs.client import Client
 from anymq_sqs.queues import USUAL_LEASE, Queues
-from anymq_sqs.receiver import SqsReceiver
+from anymq_sqs.receiver import Queue, SqsReceiver
 from anymq_sqs.sender import SqsSender, Target
-from anymq_sqs.wire import MOST
 
 
 def connect(url: Url, options: Mapping[str, Any]) -> SqsAdapter:
@@ -53,11 +56,15 @@ class SqsAdapter(Adapter):
         for one in what:
             self._queues.provision(one, mode)
 
+    @property
+    def lost(self) -> AnymqError | None:  # type: ignore[override]
+        return self._client.lost
+
     def sender(self, to: Topic | Subscription) -> Sender:
         client, what = self._client, self._queues.describe(to)
         fifo = self._queues.name(to).endswith(".fifo")
         if not self._queues.is_sns(to):
-            url = self._queues.url(to)
+            url = self._queues.found(to)
             # A FIFO queue knows what it has got already, so that a send may be tried again.
             send = (client.sqs if fifo else client.once).send_message_batch
             target = Target(what, fifo, False, MOST, lambda e: send(QueueUrl=url, Entries=e))
@@ -88,14 +95,13 @@ class SqsAdapter(Adapter):
                 f"{subscription}: ephemeral: nothing at SQS removes the queue of a consumer that"
                 " has gone (Redis, RabbitMQ and Kafka can)"
             )
-        return SqsReceiver(
-            self._client,
-            self._queues.url(subscription),
+        queue = Queue(
+            self._queues.found(subscription),
             self._queues.describe(subscription),
-            subscription.lease or USUAL_LEASE,
-            self._queues.name(subscription).endswith(".fifo"),
-            on_end,
+            math.ceil(subscription.lease or USUAL_LEASE),
+            subscription.ordered,
         )
+        return SqsReceiver(self._client, queue, self._queues.parked, on_end)
 
     def depth(self, subscription: Subscription) -> Depth:
         return Depth(*self._queues.depth(subscription))
@@ -108,7 +114,9 @@ class SqsAdapter(Adapter):
         self._queues.remove(what)
 
     def check(self) -> None:
-        self._client.ask(self._client.sqs.list_queues, "list queues", MaxResults=1)
+        """Who may not list queues is known to SQS all the same: that is an answer."""
+        with suppress(AuthorizationError):
+            self._client.ask(self._client.sqs.list_queues, "list queues", MaxResults=1)
 
     def close(self) -> None:
         self._client.close()

@@ -17,9 +17,9 @@ GUIDE = "AWS SQS developer guide, "
 OURS = "anymq/dead_letter.py, anymq/consumer.py"
 WIRE = "anymq_sqs/wire.py"
 META = 1024  # bytes left for the attribute `anymq`
-MOST_BODY = (1 << 20) - META  # as text; in base64 three quarters of it
-MOST_BY_SNS = 256 << 10
+MOST, MOST_BY_SNS = 1 << 20, 256 << 10  # bytes of a message, with all that belongs to it
 LONGEST_LEASE = 43_200.0  # seconds
+LONGEST_NACK = LONGEST_LEASE - 3600.0  # seconds: what it was held for counts, too
 LONGEST_DELAY = 900.0  # seconds
 KEPT = 345_600.0  # seconds, four days
 
@@ -135,14 +135,13 @@ _STANDARD: dict[Guarantee, Fact] = {
         Level.ABSENT, "a second send is a second message: ?fifo=true", API + "SendMessage"
     ),
     G.DEDUPLICATION: Fact(Level.ABSENT, "ids are not compared: ?fifo=true", API + "SendMessage"),
-    G.ORDER_QUEUE: Fact(
-        Level.BEST_EFFORT, "roughly in order", GUIDE + "standard queues: best-effort ordering"
-    ),
     **{
         need: Fact(
-            Level.ABSENT, "only FIFO queues keep an order: ?fifo=true", GUIDE + "queue types"
+            Level.ABSENT,
+            "roughly in order, and no more: only FIFO queues keep an order: ?fifo=true",
+            GUIDE + "standard queues: best-effort ordering",
         )
-        for need in (G.ORDER_PER_KEY, G.ORDER_AFTER_NACK, G.ORDER_COMPETING)
+        for need in (G.ORDER_QUEUE, G.ORDER_PER_KEY, G.ORDER_AFTER_NACK, G.ORDER_COMPETING)
     },
 }
 _GROUPS = "a group is given out again only when what was given out of it is deleted or visible"
@@ -198,19 +197,27 @@ def declare(
         needs_it = Fact(Level.ABSENT, "needs Subscription(ordered=True)", "anymq/lanes.py")
         facts |= _FIFO_ORDERED if ordered else dict.fromkeys(_FIFO_ORDERED, needs_it)
     limits = Limits(
-        body=MOST_BY_SNS - META if sns else MOST_BODY,
+        body=most_bytes(MOST_BY_SNS if sns else MOST),
+        text=(MOST_BY_SNS if sns else MOST) - META,
         delay=0.0 if fifo or sns else LONGEST_DELAY,
-        nack_delay=LONGEST_LEASE,
+        nack_step=1.0,
+        nack_delay=LONGEST_NACK,
         lease=(1.0, LONGEST_LEASE),
         hold=LONGEST_LEASE,
         attempts=(1, 1000),
         retention=KEPT,
-        order=Scope.KEY if fifo else Scope.NONE,
+        order=Scope.KEY if fifo and ordered else Scope.NONE,
         redelivery=frozenset({"nack", "lease"}),
+        connected=False,
     )
     kind = "FIFO queue" if fifo else "standard queue"
     about = f"SQS {kind} behind SNS" if sns else f"SQS {kind}"
     return Capabilities(facts, limits, about, server, () if server else ("Amazon SQS",))
+
+
+def most_bytes(most: int) -> int:
+    """What fits whatever its bytes are: in base64 four characters carry three of them."""
+    return (most - META) // 4 * 3
 
 
 def _sending(fifo: bool, sns: bool) -> dict[Guarantee, Fact]:
@@ -220,7 +227,9 @@ def _sending(fifo: bool, sns: bool) -> dict[Guarantee, Fact]:
     if sns:
         delay = Fact(Level.ABSENT, "SNS delays nothing", "AWS SNS API reference, Publish")
     routed = Fact(
-        Level.ABSENT, "the topic is the queue, which keeps what nobody reads", API + "SendMessage"
+        Level.NATIVE,
+        "a queue is made with its subscription: without one there is nothing to send to",
+        API + "SendMessage, QueueDoesNotExist",
     )
     if sns:
         routed = Fact(

@@ -11,11 +11,12 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from anymq.spi import ClosedError, ConfigError, Url
+from anymq.spi import AnymqError, ClosedError, ConfigError, ConnectionLostError, Url
 from anymq_sqs import errors
 
 AT_ONCE = 8  # requests of one kind
-ANSWER = 10.0  # seconds for an answer, beyond what a long poll waits
+ANSWER = 5.0  # seconds for an answer, beyond what a long poll waits
+ATTEMPTS = 3  # at what may be asked twice, with botocore's pauses of a second or two between them
 CONNECT = 5.0  # seconds for a connection
 LONGEST_POLL = 20  # seconds, the most that SQS takes
 BATCH = 10  # entries of a request, the most that SQS takes
@@ -45,10 +46,10 @@ class Client:
             region_name=region,
         )
 
-        def make(service: str, attempts: int) -> Any:
+        def make(service: str, attempts: int, waits: float = 0.0) -> Any:
             config = Config(
                 connect_timeout=CONNECT,
-                read_timeout=LONGEST_POLL + ANSWER,
+                read_timeout=waits + ANSWER,
                 max_pool_connections=4 * AT_ONCE,
                 retries={"mode": "standard", "total_max_attempts": attempts},
                 tcp_keepalive=True,
@@ -59,18 +60,33 @@ class Client:
                 raise ConfigError(f"{url}: {error}") from error
 
         # What may be asked twice: botocore tries again by itself. A send may not.
-        self.sqs = make("sqs", 4)
+        self.sqs = make("sqs", ATTEMPTS)
         self.once = make("sqs", 1)
+        self.polls = make("sqs", 1, LONGEST_POLL)  # who receives decides when to give up
         self.sns: Any = make("sns", 1) if options["fanout"] == "sns" else None
+        self.lost: AnymqError | None = None  # what ended the session
+        self._answered = False
         self._pool = ThreadPoolExecutor(AT_ONCE, "anymq-sqs")
 
     def ask(self, method: Callable[..., Any], what: str, **arguments: Any) -> Any:
-        """One request. Raises what errors.translate() makes of a failure."""
+        """One request. Raises what translate() makes of a failure."""
         self.check_process()
         try:
-            return method(**arguments)
+            answer = method(**arguments)
         except (ClientError, BotoCoreError) as error:
-            raise errors.translate(error, what, self.place) from error
+            raise self.translate(error, what) from error
+        self._answered = True
+        return answer
+
+    def translate(self, error: BaseException, what: str) -> AnymqError:
+        """Credentials that worked and have expired end the session: the next one looks for others,
+        where boto3 finds them."""
+        found = errors.translate(error, what, self.place)
+        if self._answered and errors.is_expired(error):
+            found = ConnectionLostError(f"{found} (credentials are looked for again)")
+            found.__cause__ = error
+            self.lost = self.lost or found
+        return found
 
     def ask_each(
         self, method: Callable[..., Any], entries: Sequence[dict[str, Any]], **arguments: Any
@@ -100,7 +116,7 @@ class Client:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
-        for client in (self.sqs, self.once, self.sns):
+        for client in (self.sqs, self.once, self.polls, self.sns):
             if client is not None:
                 client.close()
 

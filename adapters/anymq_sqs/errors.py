@@ -23,6 +23,7 @@ from anymq.spi import (
     tls_failure,
 )
 
+_EXPIRED = ("ExpiredToken", "RequestExpired")
 # Parts of error codes, the first that fits: SQS and SNS write them with and without a namespace.
 _CODES: tuple[tuple[str, type[AnymqError]], ...] = (
     ("NonExistentQueue", NotFoundError),
@@ -41,7 +42,7 @@ _CODES: tuple[tuple[str, type[AnymqError]], ...] = (
     ("UnrecognizedClient", AuthenticationError),
     ("MissingAuthentication", AuthenticationError),
     ("InvalidSecurity", AuthenticationError),
-    ("ExpiredToken", AuthenticationError),
+    *((code, AuthenticationError) for code in _EXPIRED),
     ("AccessDenied", AuthorizationError),
     ("AuthorizationError", AuthorizationError),
     ("ReceiptHandle", LeaseLostError),
@@ -96,6 +97,12 @@ def of_code(answer: Mapping[str, Any], what: str) -> AnymqError:
     if "must be shorter" in text or "too long" in text or "longer than" in text:
         return TooLargeError(said)
     return BrokerError(said)
+
+
+def is_expired(error: BaseException) -> bool:
+    """Were the credentials good once?"""
+    code = error.response["Error"].get("Code", "") if isinstance(error, native.ClientError) else ""
+    return any(part in code for part in _EXPIRED)
 
 
 def certainly_not_done(error: BaseException) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from anymq.spi import (
     DEAD,
+    AuthorizationError,
     ConfigConflictError,
     Mode,
     NotFoundError,
@@ -17,13 +20,26 @@ from anymq.spi import (
     UnsupportedError,
 )
 from anymq_sqs.client import Client
+from anymq_sqs.wire import DEAD_REASON
 
-# Tags of the queues that anymq makes.
-OWNER = "anymq-subscription"  # the one subscription that a queue is for
-TOPIC = "anymq-topic"  # made for a topic that has no subscription yet
+OWNER = "anymq-subscription"  # the tag of a queue: the one subscription that it is for
 USUAL_LEASE = 30.0  # seconds, as SQS's own default
 KEPT = 14 * 24 * 3600  # seconds that a dead letter is kept, the most that SQS allows
 MOST_RECEIVES = 1000  # the largest maxReceiveCount
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """Where a dead letter that SQS made comes from. `receives`: the attempts that it had there."""
+
+    origin: str
+    receives: int | None
+
+    def headers(self) -> dict[str, str]:
+        told = {DEAD_REASON: "broker_limit", "anymq-dead-origin": self.origin}
+        if self.receives is not None:
+            told["anymq-dead-attempts"] = str(self.receives)
+        return told
 
 
 class Queues:
@@ -35,6 +51,7 @@ class Queues:
         self._ending = ".fifo" if options["fifo"] else ""
         self._urls: dict[str, str] = {}
         self._arns: dict[str, str] = {}
+        self._parked: dict[str, Parked] = {}
 
     # names
 
@@ -58,17 +75,33 @@ class Queues:
         return f"{'SNS topic' if self.is_sns(at) else 'queue'} {self.name(at)!r}"
 
     def url(self, at: Topic | Subscription) -> str:
-        """The URL of its queue. Raises NotFoundError."""
-        return self._url(self.name(at))
+        """The URL of its queue, which may have been removed since it was asked for. Raises
+        NotFoundError."""
+        return self._urls.get(self.name(at)) or self.found(at)
 
-    def _url(self, name: str) -> str:
-        if name not in self._urls:
-            owner = {"QueueOwnerAWSAccountId": self._client.account} if self._client.account else {}
-            answer = self._client.ask(
-                self._client.sqs.get_queue_url, f"find queue {name!r}", QueueName=name, **owner
-            )
-            self._urls[name] = answer["QueueUrl"]
-        return self._urls[name]
+    def found(self, at: Topic | Subscription) -> str:
+        """The URL of its queue, which is there now. Raises NotFoundError."""
+        if at.address is not None and "://" in at.address:
+            return self._given(at.address)
+        name = self.name(at)
+        return self._find(name, self._client.account)
+
+    def _given(self, url: str) -> str:
+        """Who may use a queue may not be allowed to ask for its URL, and need not be."""
+        account, _, name = url.rstrip("/").rpartition("/")
+        with suppress(AuthorizationError):
+            self._find(name, account.rpartition("/")[2])
+        return url
+
+    def _find(self, name: str, account: str | None) -> str:
+        owner = {"QueueOwnerAWSAccountId": account} if account else {}
+        self._urls.pop(name, None)
+        answer = self._client.ask(
+            self._client.sqs.get_queue_url, f"find queue {name!r}", QueueName=name, **owner
+        )
+        url: str = answer["QueueUrl"]
+        self._urls[name] = url
+        return url
 
     def arn(self, topic: Topic) -> str:
         """Of an SNS topic. Raises NotFoundError."""
@@ -113,16 +146,10 @@ class Queues:
         self._arns[name] = answer["TopicArn"]
 
     def _provision_queue(self, topic: Topic, mode: Mode) -> None:
-        """Of a topic alone. Its subscription makes of it what it is to be like."""
-        name = self.name(topic)
-        self._forget(name)
-        try:
-            self.url(topic)
-        except NotFoundError:
-            if topic.address is not None or mode is not Mode.CREATE:
-                raise
-            wanted = {"FifoQueue": "true"} if self._ending else {}
-            self._make(name, wanted, {TOPIC: str(topic)})
+        """A queue is made with the subscription that it is for: what it is to be like stands
+        there, and without one a message would reach nobody."""
+        if topic.address is not None or mode is Mode.VALIDATE:
+            self.found(topic)
 
     def _make(self, name: str, attributes: Mapping[str, str], tags: Mapping[str, str]) -> None:
         answer = self._client.ask(
@@ -135,23 +162,21 @@ class Queues:
         self._urls[name] = answer["QueueUrl"]
 
     def _provision_subscription(self, subscription: Subscription, mode: Mode) -> None:
-        name = self.name(subscription)
         if subscription.address is not None or subscription.topic.address is not None:
-            self._forget(name)
-            self.url(subscription)
+            self.found(subscription)
             return
-        wanted = self._attributes(subscription)
-        self._forget(name)
         try:
-            self._take_or_check(subscription, wanted, mode)
+            self._check(subscription)
         except NotFoundError:
             if mode is not Mode.CREATE:
                 raise
-            self._make(name, wanted, {OWNER: str(subscription)})
+            wanted = self._attributes(subscription)
+            self._make(self.name(subscription), wanted, {OWNER: str(subscription)})
         if self.is_sns(subscription.topic) and mode is Mode.CREATE:
             self._subscribe(subscription)
 
-    def _attributes(self, subscription: Subscription) -> dict[str, str]:
+    def _attributes(self, subscription: Subscription, own: str | None = None) -> dict[str, str]:
+        """`own`: the ARN of its queue, where that exists."""
         lease = math.ceil(subscription.lease or USUAL_LEASE)
         wanted = {"VisibilityTimeout": str(lease)}
         if self._ending:
@@ -159,47 +184,41 @@ class Queues:
         if subscription.name == DEAD:
             wanted["MessageRetentionPeriod"] = str(KEPT)
         if subscription.dead_letter and subscription.backstop is not None:
-            target = self._queue_arn(self.url(subscription.dead_letters))
+            letters = subscription.dead_letters
+            if own and letters.address is None and letters.topic.address is None:
+                target = f"{own.rpartition(':')[0]}:{self.name(letters)}"
+            else:
+                target = self._queue_arn(self.url(letters))
             most = min(subscription.backstop, MOST_RECEIVES)
             policy = {"deadLetterTargetArn": target, "maxReceiveCount": most}
             wanted["RedrivePolicy"] = json.dumps(policy)
         return wanted
 
-    def _take_or_check(
-        self, subscription: Subscription, wanted: dict[str, str], mode: Mode
-    ) -> None:
+    def _check(self, subscription: Subscription) -> None:
         """Raises NotFoundError, ConfigConflictError for a queue that differs, and UnsupportedError
-        for one that is another subscription's. One that was made for the topic alone becomes this
-        subscription's."""
-        url, name = self.url(subscription), self.name(subscription)
-        tags = self._client.ask(
-            self._client.sqs.list_queue_tags, f"read the tags of queue {name!r}", QueueUrl=url
-        ).get("Tags", {})
-        if TOPIC in tags and OWNER not in tags and mode is Mode.CREATE:
-            self._take(url, subscription, wanted)
-            return
-        owner = tags.get(OWNER, str(subscription))
+        for one that is another subscription's."""
+        url, name = self.found(subscription), self.name(subscription)
+        owner = self._owner(url) or str(subscription)
         if owner != str(subscription):
             raise UnsupportedError(
                 f"{subscription}: queue {name!r} is that of {owner}, and SQS gives each message to"
                 " one of all who receive from it: for a copy per subscription use ?fanout=sns"
             )
         found = self._read(url)
-        for key, value in wanted.items():
+        for key, value in self._attributes(subscription, found["QueueArn"]).items():
             if not _same(key, value, found.get(key)):
                 raise ConfigConflictError(
                     f"queue {name!r} exists with {key}={found.get(key)}, and {subscription} wants"
                     f" {value}: change one of them, or give the queue as an address"
                 )
 
-    def _take(self, url: str, subscription: Subscription, wanted: dict[str, str]) -> None:
-        what = f"make queue {self.name(subscription)!r} that of {subscription}"
-        changed = {key: value for key, value in wanted.items() if key != "FifoQueue"}
-        self._client.ask(
-            self._client.sqs.set_queue_attributes, what, QueueUrl=url, Attributes=changed
+    def _owner(self, url: str) -> str | None:
+        """The subscription that it was made for."""
+        answer = self._client.ask(
+            self._client.sqs.list_queue_tags, f"read the tags of {url}", QueueUrl=url
         )
-        tags = {OWNER: str(subscription)}
-        self._client.ask(self._client.sqs.tag_queue, what, QueueUrl=url, Tags=tags)
+        owner: str | None = answer.get("Tags", {}).get(OWNER)
+        return owner
 
     def _subscribe(self, subscription: Subscription) -> None:
         """The queue lets the topic send to it, and gets what is published as it is, without the
@@ -226,6 +245,22 @@ class Queues:
             Attributes={"RawMessageDelivery": "true"},
         )
 
+    # dead letters that SQS made
+
+    def parked(self, source: str) -> Parked:
+        """What is told of a message that the redrive policy of this queue (an ARN) has moved. Who
+        only reads the dead letters may not be allowed to look at that queue: then less is told."""
+        if source not in self._parked:
+            _, _, _, _, account, name = source.split(":", 5)
+            origin, receives = name, None
+            with suppress(AuthorizationError, NotFoundError):
+                url = self._find(name, self._client.account and account)
+                policy = json.loads(self._read(url).get("RedrivePolicy", "{}"))
+                receives = int(policy["maxReceiveCount"]) if policy else None
+                origin = self._owner(url) or name
+            self._parked[source] = Parked(origin, receives)
+        return self._parked[source]
+
     # asking and removing
 
     def depth(self, at: Subscription) -> tuple[int, int, int]:
@@ -245,8 +280,7 @@ class Queues:
                     self._client.sns.delete_topic, f"remove SNS topic {name!r}", TopicArn=arn
                 )
             else:
-                self._forget(name)
-                url = self.url(what)
+                url = self.found(what)
                 self._client.ask(
                     self._client.sqs.delete_queue, f"remove queue {name!r}", QueueUrl=url
                 )

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -21,17 +22,32 @@ from anymq.spi import (
     LeaseLostError,
     Receiver,
     Refusal,
+    RejectedError,
     ThrottledError,
 )
 from anymq_sqs import errors
+from anymq_sqs.capabilities import LONGEST_LEASE
 from anymq_sqs.client import BATCH, LONGEST_POLL, Client
-from anymq_sqs.wire import decode
+from anymq_sqs.queues import Parked
+from anymq_sqs.wire import DEAD_REASON, decode
 
 POLLS = 4  # at once, while they come back full
 IDLE = 5.0  # seconds without anything to do after which the polling thread ends
-GONE = 10.0  # seconds for which SQS may be out of reach before the session counts as lost
+GONE = 5.0  # seconds for which SQS may be out of reach before the session counts as lost
 GRACE = 1.5  # seconds that close() waits for a poll that is out; what it brings later goes back
 PAUSE = 0.5  # seconds after a request that has failed
+MARGIN = 5.0  # seconds before the end of the longest lease, for a clock that is not ours
+EXTEND = "extend the lease of"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Where to receive from; `lease` is in whole seconds."""
+
+    url: str
+    what: str
+    lease: int
+    ordered: bool
 
 
 class SqsReceiver(Receiver):
@@ -43,17 +59,18 @@ class SqsReceiver(Receiver):
     def __init__(
         self,
         client: Client,
-        url: str,
-        what: str,
-        lease: float,
-        fifo: bool,
+        queue: Queue,
+        parked: Callable[[str], Parked],
         on_end: Callable[[Claim], None],
     ) -> None:
-        self._client, self._url, self._what = client, url, what
-        self._lease, self._fifo = math.ceil(lease), fifo
+        self._client, self._url, self._what = client, queue.url, queue.what
+        self._lease, self._ordered = queue.lease, queue.ordered
+        self._parked = parked
         self._on_end = on_end
-        self._claim = Claim(what)
-        self._unsettled: set[str] = set()  # receipts; each operation on it is atomic
+        self._claim = Claim(queue.what)
+        # Receipts, and when each was received; each operation on it is atomic.
+        self._unsettled: dict[str, float] = {}
+        self._unanswered: AnymqError | None = None  # acks that may have been applied or not
         self._changed = threading.Condition()
         self._buffer: deque[Delivery] = deque()
         self._wanted = 0  # more than are in the buffer: there is something to do
@@ -69,9 +86,11 @@ class SqsReceiver(Receiver):
                 raise self._claim.ended
             if not self._buffer and not self._stopped:
                 self._wanted = limit
-                self._work_on()
-                self._changed.wait_for(self._something, wait)
-                self._wanted = 0  # a poll that is out goes on, another does not begin
+                try:
+                    self._work_on()
+                    self._changed.wait_for(self._something, wait)
+                finally:
+                    self._wanted = 0  # a poll that is out goes on, another does not begin
             taken = self._take(limit)
             if not taken and self._claim.ended is not None:
                 raise self._claim.ended
@@ -79,11 +98,29 @@ class SqsReceiver(Receiver):
 
     def ack(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
         ours, refused = self._claimed(deliveries)
-        return refused + self._settle(self._client.sqs.delete_message_batch, ours, "ack", {})
+        entries = [{"ReceiptHandle": delivery.handle} for delivery in ours]
+        delete = self._client.sqs.delete_message_batch
+        for delivery, error in self._settle(delete, ours, entries, "ack"):
+            if isinstance(error, ConnectionLostError):
+                self._unanswered = error  # it may be deleted: for confirm() to tell
+            else:
+                refused.append((delivery, error))
+        return refused
+
+    def confirm(self, timeout: float) -> None:
+        """Every ack was answered before ack() returned, but for those that had no answer at all."""
+        self._client.check_process()
+        error, self._unanswered = self._unanswered, None
+        if error is not None:
+            raise LeaseLostError(f"acks had no answer, and their messages may come again: {error}")
 
     def nack(self, deliveries: Sequence[Delivery], delay: float) -> Sequence[Refusal]:
+        earliest = time.monotonic() + math.ceil(delay) - LONGEST_LEASE  # no stand-in refuses this
+        early = {d.handle for d in deliveries if self._unsettled.get(d.handle, earliest) < earliest}
         ours, refused = self._claimed(deliveries)
-        return refused + self._hide(ours, delay, "nack")
+        refused += [(one, self._too_long(one, delay)) for one in ours if one.handle in early]
+        ours = [one for one in ours if one.handle not in early]
+        return refused + self._hide(ours, [delay] * len(ours), "nack")
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         self.nack(deliveries, 0.0)
@@ -97,11 +134,14 @@ class SqsReceiver(Receiver):
         ]
         lost = {id(delivery) for delivery, _ in refused}
         ours = [delivery for delivery in deliveries if id(delivery) not in lost]
-        failed = self._hide(ours, seconds, "extend the lease of")
+        # Twelve hours in all, and not for each extension.
+        ends = [self._unsettled.get(one.handle, now) + LONGEST_LEASE for one in ours]
+        leases = [min(float(math.ceil(seconds)), end - now - MARGIN) for end in ends]
+        failed = self._hide(ours, [max(0.0, math.floor(lease)) for lease in leases], EXTEND)
         lost = {id(delivery) for delivery, _ in failed}
-        for delivery in ours:
+        for delivery, lease in zip(ours, leases, strict=True):
             if id(delivery) not in lost:
-                delivery.deadline = now + math.ceil(seconds)
+                delivery.deadline = now + max(0.0, math.floor(lease))
         return refused + failed
 
     def stop(self) -> None:
@@ -139,7 +179,7 @@ class SqsReceiver(Receiver):
         while self._buffer and len(taken) < limit:
             delivery = self._buffer.popleft()
             if _over(delivery, now):
-                self._unsettled.discard(delivery.handle)
+                self._unsettled.pop(delivery.handle, None)
             else:
                 taken.append(delivery)
         return taken
@@ -159,17 +199,23 @@ class SqsReceiver(Receiver):
             with self._changed:
                 self._polling = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._wanted or self._stopped, IDLE)
+                idle = min(IDLE, self._lease / 2)
+                self._changed.wait_for(lambda: self._wanted or self._stopped, idle)
                 if not self._wanted or self._stopped:
                     self._working = False
-                    return
+                    left = [] if self._stopped else self._take(len(self._buffer))
+                    break
                 self._polling = True
-                idle = int(time.monotonic() - self._since)
-            if self._add(self._poll(BATCH, max(1, min(idle, LONGEST_POLL)))) == BATCH:
+                count = min(BATCH, self._wanted)
+                seconds = int(time.monotonic() - self._since)
+            fresh = self._poll(count, max(1, min(seconds, LONGEST_POLL)))
+            if self._add(fresh) == BATCH:
                 self._drain()
             with self._changed:
                 if self._buffer:
                     self._wanted = 0
+        if left:  # nobody asks any more, and nobody extends their leases
+            self.release(left)
 
     def _drain(self) -> None:
         """Short polls, several at once, until one is not full or all that was wanted is here."""
@@ -186,7 +232,7 @@ class SqsReceiver(Receiver):
     def _poll(self, count: int, seconds: int) -> list[Delivery]:
         began = time.monotonic()
         try:
-            answer = self._client.sqs.receive_message(
+            answer = self._client.polls.receive_message(
                 QueueUrl=self._url,
                 MaxNumberOfMessages=count,
                 WaitTimeSeconds=seconds,
@@ -195,27 +241,33 @@ class SqsReceiver(Receiver):
                 MessageSystemAttributeNames=["All"],
             )
         except (ClientError, BotoCoreError) as error:
-            self._failed(errors.translate(error, f"receive from {self._what}", self._client.place))
+            self._failed(self._client.translate(error, f"receive from {self._what}"))
             return []
         self._answered = time.monotonic()
         return [self._delivery(native, began) for native in answer.get("Messages", ())]
 
     def _delivery(self, native: dict[str, Any], began: float) -> Delivery:
         system = native["Attributes"]
+        message, attempt = decode(native), int(system["ApproximateReceiveCount"])
+        if (source := system.get("DeadLetterQueueSourceArn")) is not None:
+            parked = self._parked(source)
+            if DEAD_REASON not in message.headers:
+                message = replace(message, headers={**message.headers, **parked.headers()})
+            attempt = max(1, attempt - (parked.receives or 0))  # SQS goes on counting
         return Delivery(
-            decode(native),
+            message,
             native["ReceiptHandle"],
             self._claim,
-            int(system["ApproximateReceiveCount"]),
-            system.get("MessageGroupId") if self._fifo else None,
+            attempt,
+            system.get("MessageGroupId") if self._ordered else None,
             began + self._lease,
             native,
         )
 
     def _add(self, fresh: list[Delivery]) -> int:
         with self._changed:
-            self._unsettled.update(delivery.handle for delivery in fresh)
-            late = self._closed
+            now, late = time.monotonic(), self._closed
+            self._unsettled.update((delivery.handle, now) for delivery in fresh)
             if fresh and not late:
                 self._buffer += fresh
                 self._since = time.monotonic()
@@ -230,6 +282,9 @@ class SqsReceiver(Receiver):
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped, PAUSE)
             return
+        self._end(error)
+
+    def _end(self, error: AnymqError) -> None:
         with self._changed:
             self._claim.ended, told = self._claim.ended or error, self._stopped
             self._stopped = True
@@ -246,35 +301,41 @@ class SqsReceiver(Receiver):
         ours: list[Delivery] = []
         refused: list[Refusal] = []
         for delivery in deliveries:
-            try:
-                self._unsettled.remove(delivery.handle)
-            except KeyError:
-                refused.append((delivery, self._late(delivery)))
-                continue
-            if _over(delivery, now):
+            if self._unsettled.pop(delivery.handle, None) is None or _over(delivery, now):
                 refused.append((delivery, self._late(delivery)))
             else:
                 ours.append(delivery)
         return ours, refused
 
-    def _hide(self, ours: Sequence[Delivery], seconds: float, verb: str) -> list[Refusal]:
-        wanted = {"VisibilityTimeout": math.ceil(seconds)}
-        return self._settle(self._client.sqs.change_message_visibility_batch, ours, verb, wanted)
+    def _hide(self, ours: Sequence[Delivery], lengths: Sequence[float], verb: str) -> list[Refusal]:
+        """For so long each, from now."""
+        entries = [
+            {"ReceiptHandle": one.handle, "VisibilityTimeout": math.ceil(length)}
+            for one, length in zip(ours, lengths, strict=True)
+        ]
+        change = self._client.sqs.change_message_visibility_batch
+        return self._settle(change, ours, entries, verb)
 
     def _settle(
-        self, method: Any, ours: Sequence[Delivery], verb: str, more: dict[str, int]
+        self, method: Any, ours: Sequence[Delivery], entries: list[dict[str, Any]], verb: str
     ) -> list[Refusal]:
-        entries = [{"ReceiptHandle": delivery.handle, **more} for delivery in ours]
         what = f"{verb} a message of {self._what}"
-        return [
-            (
-                ours[place],
-                errors.translate(failure, what, self._client.place)
-                if isinstance(failure, BaseException)
-                else errors.of_code(failure, f"SQS did not {what}"),
-            )
-            for place, failure in self._client.ask_each(method, entries, QueueUrl=self._url)
-        ]
+        refused: list[Refusal] = []
+        for place, failure in self._client.ask_each(method, entries, QueueUrl=self._url):
+            if isinstance(failure, BaseException):
+                error = self._client.translate(failure, what)
+            else:
+                error = errors.of_code(failure, f"SQS did not {what}")
+            if isinstance(error, ConnectionLostError):
+                self._end(error)
+            refused.append((ours[place], error))
+        return refused
+
+    def _too_long(self, delivery: Delivery, delay: float) -> AnymqError:
+        return RejectedError(
+            f"message {delivery.message.id} of {self._what}: held, and then delayed by {delay:g} s,"
+            " is more than the 12 hours for which SQS hides a message: it comes earlier"
+        )
 
     def _late(self, delivery: Delivery) -> AnymqError:
         return LeaseLostError(

@@ -88,7 +88,7 @@ class SqsSender(Sender):
 
     def _entry(self, message: Message, flight: _Flight, place: int) -> _Entry:
         target = self._target
-        native = encode(message)
+        native = encode(message, target.limit)
         group: str | None = None
         if target.fifo:
             # Without a key there is no order to keep: a group of its own.
@@ -164,7 +164,7 @@ class SqsSender(Sender):
 
     def _failure(self, error: ClientError | BotoCoreError) -> SendOutcome:
         """Of a whole request."""
-        found = errors.translate(error, f"send to {self._target.what}", self._client.place)
+        found = self._client.translate(error, f"send to {self._target.what}")
         if isinstance(found, ConnectionLostError):
             with self._lock:
                 self._ended = self._ended or found

@@ -24,9 +24,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from anymq.spi import NO_HEADERS, Message, TooLargeError
+from anymq_sqs.capabilities import MOST, most_bytes
 
 META = "anymq"
-MOST = 1 << 20  # bytes of a message, and of a request: body, attribute names, types and values
+DEAD_REASON = "anymq-dead-reason"
 ATTRIBUTES = 9  # SQS takes ten
 # What XML 1.0 allows, and SQS with it: "#x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | ..."
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -36,8 +37,8 @@ _TOKEN = re.compile(r"[!-~]{1,128}")  # what a group or deduplication id may be
 _FIELDS = ("key", "content_type", "correlation_id", "reply_to")
 
 
-def encode(message: Message) -> dict[str, Any]:
-    """MessageBody and MessageAttributes. Raises TooLargeError."""
+def encode(message: Message, most: int = MOST) -> dict[str, Any]:
+    """MessageBody and MessageAttributes, of at most so many bytes. Raises TooLargeError."""
     meta: dict[str, Any] = {}
     if message.id is not None:
         meta["id"] = message.id
@@ -61,10 +62,15 @@ def encode(message: Message) -> dict[str, Any]:
         meta["body"] = written
     attributes[META] = _string(json.dumps(meta, separators=(",", ":")))
     entry = {"MessageBody": body, "MessageAttributes": attributes}
-    if (size := size_of(entry)) > MOST:
+    if (size := size_of(entry)) > most:
         raise TooLargeError(
             f"message {message.id}: {size} bytes with its headers, as SQS carries it; the limit is"
-            f" {MOST}" + (" (this body is written in base64)" if written else "")
+            f" {most}" + (" (this body is written in base64)" if written else "")
+        )
+    if written and len(message.body) > most_bytes(most):
+        raise TooLargeError(
+            f"message {message.id}: a body of {len(message.body)} bytes that are no text; the limit"
+            f" is {most_bytes(most)}, and {most} with its headers for one that is"
         )
     return entry
 

@@ -31,10 +31,26 @@ _Way = queue.Queue[tuple[float, bytes]]  # when it arrives, and what; empty: the
 class _Gate:
     """Whether bytes of one connection travel to the server, and back."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: bool = True, back: bool = True) -> None:
         self.there, self.back = threading.Event(), threading.Event()
-        self.there.set()
-        self.back.set()
+        if there:
+            self.there.set()
+        if back:
+            self.back.set()
+
+
+class _Pace:
+    """Of one direction: when what set out last has left."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._lock = threading.Lock()
+
+    def leaves(self, seconds: float) -> float:
+        """When something has left that takes so long."""
+        with self._lock:
+            self._last = max(self._last, time.monotonic()) + seconds
+            return self._last
 
 
 class Relay:
@@ -42,7 +58,8 @@ class Relay:
     `at` is the port to take; 0 is any.
 
     What it does to connections counts for those that are open: who connects afterwards gets
-    through, but after close(). Only slow() counts for those as well.
+    through, but after close(), and where it is done to `all` who ever connect. slow() counts for
+    the way as a whole, however many connections share it.
     """
 
     def __init__(self, host: str, port: int, at: int = 0) -> None:
@@ -56,6 +73,8 @@ class Relay:
         self.requests = 0  # pieces that came from those who connected
         self.answered = 0  # bytes that the server had for them and they took
         self._gates: list[_Gate] = []  # of every connection so far
+        self._there = self._back = True  # for those who connect
+        self._paces = {True: _Pace(), False: _Pace()}  # there, and back
         self._server = socket.create_server(("127.0.0.1", at))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, name="relay", daemon=True).start()
@@ -82,29 +101,32 @@ class Relay:
                 one.shutdown(socket.SHUT_RD)  # tells nobody, but wakes who reads from it
                 one.close()
 
-    def stall(self) -> None:
+    def stall(self, all: bool = False) -> None:
         """Nothing travels any more, in either direction, and nobody is told: half-open."""
         with self._lock:
+            self._there = self._back = not all
             for gate in self._gates:
                 gate.there.clear()
                 gate.back.clear()
 
-    def mute(self) -> None:
+    def mute(self, all: bool = False) -> None:
         """What is sent arrives, and its answers do not."""
         with self._lock:
+            self._back = not all
             for gate in self._gates:
                 gate.back.clear()
 
     def resume(self) -> None:
         """What stall() and mute() held back travels on."""
         with self._lock:
+            self._there = self._back = True
             for gate in self._gates:
                 gate.there.set()
                 gate.back.set()
 
     def slow(self, delay: float, bytes_per_second: float = 0) -> None:
         """What is sent from now on arrives `delay` seconds later, and at most so many bytes of each
-        connection and direction in a second; 0: without a limit."""
+        direction in a second; 0: without a limit."""
         self._delay, self._rate = delay, bytes_per_second
 
     def _forget(self) -> list[socket.socket]:
@@ -133,7 +155,7 @@ class Relay:
                     far.close()
                     continue
                 self._sockets += (near, far)
-                gate = _Gate()
+                gate = _Gate(self._there, self._back)
                 self._gates.append(gate)
             for source, sink, opened in ((near, far, gate.there), (far, near, gate.back)):
                 way: _Way = queue.Queue(_ON_THE_WAY)
@@ -145,17 +167,15 @@ class Relay:
 
     def _take(self, source: socket.socket, way: _Way, asking: bool) -> None:
         """What comes from there sets out; when it arrives depends on what is on the way."""
-        last = 0.0  # when what set out before has left
+        pace = self._paces[asking]
         first = asking
         with contextlib.suppress(OSError):
             while data := source.recv(self._piece()):
                 if first:
                     self.greetings.append(data[:16])
                     first = False
-                last = max(last, time.monotonic())
-                if self._rate:
-                    last += len(data) / self._rate
-                way.put((last + self._delay, data))
+                left = pace.leaves(len(data) / self._rate if self._rate else 0.0)
+                way.put((left + self._delay, data))
         way.put((0.0, b""))
 
     def _piece(self) -> int:

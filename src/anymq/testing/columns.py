@@ -42,6 +42,10 @@ PATIENCE = {  # seconds; 10 elsewhere
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
 LEASES = {"sqs": 4.0}  # seconds
+ADDRESSES = {  # of a topic with this name, where that is not the name itself
+    "sqs-fifo": "{}.fifo",
+    "sqs-sns": "arn:aws:sns:us-east-1:000000000000:{}",
+}
 
 Progress = Callable[[str], None]  # gets a line for each thing that takes time
 
@@ -103,6 +107,10 @@ class Column:
     def with_options(self, url: str) -> str:
         """A URL of its broker with the options that this column stands for."""
         return _with_options(url, self.options)
+
+    def address_of(self, topic: str) -> str:
+        """The address of a topic that anymq made."""
+        return ADDRESSES.get(self.name.partition("@")[0], "{}").format(topic)
 
     def close(self) -> None:
         """Stop what was started, unless another column runs against it."""

@@ -130,6 +130,12 @@ class Scenario:
             options = {"lease": self.column.lease} | options
         return Subscription(topic or self.topic, name, **options)
 
+    def another(self, name: str, **options: Any) -> Subscription:
+        """Another one, not yet provisioned: of the same topic, which then gives each its own copy,
+        or of another topic where a topic has no more than one. Send to its own topic."""
+        fans_out = self.usable(Guarantee.FAN_OUT)
+        return self.new_subscription(name, None if fans_out else self.new_topic(), **options)
+
     def provision(self, *what: Topic | Subscription) -> None:
         """Make them; they are removed at the end, but for what is somebody else's."""
         what = what or (self.topic, self.subscription)
