@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ def retried_with_a_delay(s: Scenario) -> None:
     back = consumer.take(len(sent), within=s.patience + max(DELAYS))
     if not s.expect(sorted(ids(back)) == sorted(ids(sent)), "all come again", sent):
         return
-    order = [delay[str(taken.id)] for taken in back]
+    step = s.capabilities().limits.nack_step or 0.001  # what a delay is rounded up to
+    order = [math.ceil(delay[str(taken.id)] / step) * step for taken in back]
     s.expect(order == sorted(order), f"a long delay does not hold up a short one: {order}", back)
     *others, taken = back
     for other in others:

@@ -113,7 +113,14 @@ class PubsubReceiver(Receiver):
             del self._calls[call]
             if error is None:
                 until = now + self._lease
-                self._arrived += [(each, until) for each in call.result().received_messages]
+                found = call.result().received_messages
+                others = [
+                    each.ack_id for each in found if not wire.is_for(each.message, self._path)
+                ]
+                if others:
+                    self._drop(others)
+                    found = [each for each in found if wire.is_for(each.message, self._path)]
+                self._arrived += [(each, until) for each in found]
             self._changed.notify_all()
         if error is not None and not errors.is_unanswered(error):
             found = errors.translate(error, self._what)
@@ -121,6 +128,13 @@ class PubsubReceiver(Receiver):
                 found = ConnectionLostError(str(found))
                 found.__cause__ = error
             self._end(found)
+
+    def _drop(self, ids: list[str]) -> None:
+        """What is meant for another subscription. One that stays comes again."""
+        request = Acknowledge(subscription=self._path, ack_ids=ids)
+        self._client.acknowledge.future(
+            request, timeout=self._client.timeout, metadata=self._metadata
+        )
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held."""

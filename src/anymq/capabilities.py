@@ -111,6 +111,7 @@ class Limits:
     reserved: frozenset[str] = frozenset()  # header names with a meaning of the broker's own
     delay: float = 0.0  # the longest send(delay=)
     nack_delay: float = 0.0  # the longest delay that the adapter's own nack takes; 0: only now
+    nack_step: float = 0.0  # the adapter's own nack rounds a delay up to a multiple of it
     lease: tuple[float, float] | None = None  # range that Subscription.lease accepts
     hold: float | None = None  # the longest that a delivery may stay unsettled, extended or not
     attempts: tuple[int, int] | None = None  # range that Subscription.broker_limit accepts

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka", "pubsub")
 VARIANTS = {  # a broker with options
     "rabbitmq-classic": ("rabbitmq", "queue=classic"),
-    "pubsub": ("pubsub", "lease=3s"),  # shorter than the service takes: its stand-ins do
+    "pubsub": (
+        "pubsub",
+        "lease=3s&retain=true",
+    ),  # shorter than the service takes: its stand-ins do
 }
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
