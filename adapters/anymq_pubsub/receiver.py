@@ -172,6 +172,7 @@ class PubsubReceiver(Receiver):
 
     def confirm(self, timeout: float) -> None:
         """ack() has waited, but for what had no answer when the connection was lost."""
+        self._client.check_process()
         if self._open_acks is not None:
             raise LeaseLostError(str(self._open_acks)) from self._open_acks
 

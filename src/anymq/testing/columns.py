@@ -13,20 +13,14 @@ from typing import TYPE_CHECKING, Any
 from anymq import registry
 from anymq.broker import Broker, connect
 from anymq.errors import AnymqError, ConfigError
-from anymq.testing.standins import DEVIATIONS, Deviation
+from anymq.testing.standins import DEVIATIONS, OPTIONS, Deviation
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
 DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka", "pubsub")
-VARIANTS = {  # a broker with options
-    "rabbitmq-classic": ("rabbitmq", "queue=classic"),
-    "pubsub": (
-        "pubsub",
-        "lease=3s&retain=true",
-    ),  # shorter than the service takes: its stand-ins do
-}
+VARIANTS = {"rabbitmq-classic": ("rabbitmq", "queue=classic")}  # the same broker, other options
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
@@ -132,6 +126,7 @@ class Source:
         elif self.url is None:
             base, options = _base(self.name)
             local = _shared.join(base, progress)
+            options = options or OPTIONS.get(local.title, "")
             url = _with_options(local.url, options)
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from anymq.testing.standins import pubsub
 from anymq.testing.standins.deviation import Deviation
 
-__all__ = ["DEVIATIONS", "Deviation"]
+__all__ = ["DEVIATIONS", "OPTIONS", "Deviation"]
 
 DEVIATIONS: Mapping[str, Mapping[str, Deviation]] = {**pubsub.TABLES}
 """By the title of the stand-in, as anymq.local has it, then by contract id."""
+OPTIONS: Mapping[str, str] = {**pubsub.OPTIONS}
+"""What the URL of a column says behind the `?`, by the same title."""
