@@ -353,7 +353,8 @@ def a_foreign_message_is_parked_whole(s: Scenario) -> None:
 @contract("DLQ-12", Guarantee.MAX_ATTEMPTS_CRASH, provision=False)
 def a_killer_is_parked(s: Scenario) -> None:
     """A message whose handling kills its process each time is parked by the broker's own limit."""
-    limit = 4 if s.usable(Guarantee.MAX_ATTEMPTS_CRASH) else None
+    least = (s.capabilities().limits.attempts or (1, 1))[0]
+    limit = max(4, least) if s.usable(Guarantee.MAX_ATTEMPTS_CRASH) else None
     killed = s.new_subscription("work", dead_letter=True, max_attempts=3, broker_limit=limit)
     s.provision(s.topic, killed)
     killers = s.producer().send()

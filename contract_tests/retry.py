@@ -34,7 +34,8 @@ def retried_with_a_delay(s: Scenario) -> None:
     back = consumer.take(len(sent), within=s.patience + max(DELAYS))
     if not s.expect(sorted(ids(back)) == sorted(ids(sent)), "all come again", sent):
         return
-    order = [_rounded(s, delay[str(taken.id)]) for taken in back]
+    step = s.capabilities().limits.nack_step or 0.001  # what a delay is rounded up to
+    order = [math.ceil(delay[str(taken.id)] / step) * step for taken in back]
     s.expect(order == sorted(order), f"a long delay does not hold up a short one: {order}", back)
     *others, taken = back
     for other in others:
@@ -55,12 +56,6 @@ def retried_with_a_delay(s: Scenario) -> None:
     if counts:
         first = [each for each in last if (each.attempt or 0) < 2]
         s.expect(not first, "it is no first attempt", first)
-
-
-def _rounded(s: Scenario, delay: float) -> float:
-    """As the broker counts."""
-    step = s.capabilities().limits.nack_step
-    return math.ceil(delay / step) * step if step else delay
 
 
 @contract("RTY-02", Guarantee.NACK_DELAY, wish={"dead_letter": True, "max_attempts": 4})

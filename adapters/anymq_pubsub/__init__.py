@@ -59,8 +59,8 @@ BACKEND = Backend(
         "retain": Option(
             flag,
             False,
-            "subscriptions that anymq makes keep what was acked, for 7 days, so that they can go"
-            " back to it",
+            "topics and subscriptions that anymq makes keep what was acked, for 7 days: a"
+            " subscription can go back to it, and a new one begins with the oldest",
         ),
         "timeout": Option(
             period, 10.0, "how long the service may take to answer a question, connecting included"

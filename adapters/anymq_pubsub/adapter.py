@@ -63,9 +63,12 @@ class PubsubAdapter(Adapter):
             self._topology.provision(each, mode)
 
     def sender(self, to: Topic | Subscription) -> Sender:
-        topic = self._topology.topic(to if isinstance(to, Topic) else topology.own_topic(to))
+        """To a subscription: all of its topic get it, and consumers of anymq drop what is not
+        theirs."""
+        topic = self._topology.topic(to if isinstance(to, Topic) else to.topic)
         self._topology.find_topic(topic)
-        return PubsubSender(self._client, topic)
+        only = None if isinstance(to, Topic) else self._topology.subscription(to)
+        return PubsubSender(self._client, topic, only)
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
@@ -83,6 +86,7 @@ class PubsubAdapter(Adapter):
         path, lease = self._topology.subscription(subscription), self._topology.lease(subscription)
         with suppress(AuthorizationError):  # who may only consume may not look
             lease = float(self._topology.find(path).ack_deadline_seconds)
+        self._topology.check_letters(subscription)
         return open_at(path, lease, subscription.ordered, on_end)
 
     def purge(self, subscription: Subscription) -> None:

@@ -91,6 +91,11 @@ EMULATED: dict[Guarantee, tuple[str, str, str]] = {
         PORTABLE,
         "a round trip, and a second letter of the same id after a crash between",
     ),
+    G.MAX_ATTEMPTS: (
+        "counted by the service, about, and enforced by the consumer",
+        PORTABLE,
+        "as dead_letter.explicit; what was given back unhandled counts, too",
+    ),
     G.DEAD_LETTER_REASON: ("anymq-dead-* headers", PORTABLE, "five attributes on a letter"),
     G.DEAD_LETTER_NO_LOSS: (
         "acked only when the letter is confirmed; its topic has a subscription, which is made with"
@@ -215,7 +220,8 @@ UNORDERED: dict[Guarantee, Fact] = {
     ),
 }
 
-KEPT = "retain_acked_messages: what was acked is kept for 7 days, and seek() goes back to it"
+KEPT = "what was acked is kept for 7 days, and Seek goes back to it"
+FROM_START = "the topic keeps its messages for 7 days, and a subscription begins with the oldest"
 NOT_KEPT = "what was acked is thrown away, but with ?retain=true"
 
 
@@ -230,6 +236,12 @@ def declare(
     facts |= ORDERED if ordered else UNORDERED
     facts |= _replay(options["retain"])
     facts |= _attempts(isinstance(at, Subscription) and bool(at.dead_letter))
+    facts[G.MAX_ATTEMPTS_CRASH] = Fact(
+        Level.BEST_EFFORT,
+        "dead_letter_policy: after about so many deliveries the service parks it, if its own"
+        " account may publish there",
+        PROTO + "DeadLetterPolicy",
+    )
     facts[G.PURGE] = Fact(
         Level.BEST_EFFORT,
         "seek to now marks as acked all that was published before, also what is in flight, which"
@@ -241,6 +253,7 @@ def declare(
         body=BODY,
         headers=HEADERS,
         nack_delay=LONGEST_DELAY,
+        nack_step=1.0,
         lease=(SHORTEST_LEASE if lease >= SHORTEST_LEASE else 1.0, LONGEST_LEASE),
         attempts=(ATTEMPTS[0], ATTEMPTS[1] + 1),
         retention=RETENTION,
@@ -260,12 +273,7 @@ def _replay(retain: bool) -> dict[Guarantee, Fact]:
     fact = Fact(Level.NATIVE, KEPT, PROTO + "Subscription.retain_acked_messages")
     return {
         G.SEEK_TIME: fact,
-        G.REPLAY: Fact(
-            Level.ABSENT,
-            "a subscription can go back to what it had itself; one that is made later begins with"
-            " what is published then",
-            DOCS + "replay-overview",
-        ),
+        G.REPLAY: Fact(Level.NATIVE, FROM_START, PROTO + "Topic.message_retention_duration"),
     }
 
 
@@ -278,7 +286,7 @@ def _attempts(counted: bool) -> dict[Guarantee, Fact]:
             PROTO + "ReceivedMessage.delivery_attempt",
         )
         return {
-            **dict.fromkeys((G.ATTEMPT_COUNT, G.MAX_ATTEMPTS, G.MAX_ATTEMPTS_CRASH), fact),
+            G.ATTEMPT_COUNT: fact,
             G.RELEASE_UNCOUNTED: Fact(
                 Level.NATIVE,
                 "an ack deadline of 0; nothing is counted without a dead-letter policy",
@@ -295,17 +303,5 @@ def _attempts(counted: bool) -> dict[Guarantee, Fact]:
             Level.BEST_EFFORT,
             "deliveries so far, about: nacks and passed deadlines, whoever caused them",
             PROTO + "ReceivedMessage.delivery_attempt",
-        ),
-        G.MAX_ATTEMPTS: Fact(
-            Level.EMULATED,
-            "counted by the service, about, and enforced by the consumer",
-            PORTABLE,
-            "as dead_letter.explicit; what was given back unhandled counts, too",
-        ),
-        G.MAX_ATTEMPTS_CRASH: Fact(
-            Level.BEST_EFFORT,
-            "dead_letter_policy: after about so many deliveries the service parks it, if its own"
-            " account may publish there",
-            PROTO + "DeadLetterPolicy",
         ),
     }

@@ -28,6 +28,7 @@ KINDS: tuple[tuple[type[Exception], type[AnymqError]], ...] = (
     (google.NotFound, NotFoundError),
     (google.AlreadyExists, ConfigConflictError),
     (google.TooManyRequests, ThrottledError),
+    (google.FailedPrecondition, ConfigConflictError),
     (google.BadRequest, RejectedError),
     (google.ServiceUnavailable, ConnectionLostError),
     (google.GatewayTimeout, ConnectionLostError),
@@ -35,7 +36,14 @@ KINDS: tuple[tuple[type[Exception], type[AnymqError]], ...] = (
     (auth.GoogleAuthError, AuthenticationError),
 )
 # After these nothing was stored. Of all others that is not known.
-REFUSED = (AuthenticationError, AuthorizationError, NotFoundError, RejectedError, ThrottledError)
+REFUSED = (
+    AuthenticationError,
+    AuthorizationError,
+    ConfigConflictError,
+    NotFoundError,
+    RejectedError,
+    ThrottledError,
+)
 # What passes by itself (docs/reference/error-codes).
 PASSING = (google.Aborted, google.InternalServerError, google.Unknown)
 

@@ -31,6 +31,7 @@ from anymq_pubsub.client import Client, routed
 
 POLL = 1.0  # seconds that a Pull waits for a first message
 GRACE = 1.0  # seconds more that its answer may take: the emulator answers so long before the end
+PATIENCE = 60.0  # the same, at most, where answers are seen to take longer
 MOST = 1000  # messages of one Pull, and ack ids of one request
 PULLS = 4  # without an answer
 FRESH = 0.5  # seconds of its lease that a delivery has left when it is handed out, at least
@@ -69,6 +70,7 @@ class PubsubReceiver(Receiver):
         self._claim = Claim(path)
         self._changed = threading.Condition()
         self._arrived: deque[tuple[Any, float]] = deque()  # and the end of its lease
+        self._grace = GRACE
         self._calls: dict[Any, int] = {}  # Pulls without an answer: messages asked for
         self._unsettled: dict[Handle, None] = {}
         self._open_acks: AnymqError | None = None  # why some have no answer
@@ -99,7 +101,9 @@ class PubsubReceiver(Receiver):
     def _pull(self, wanted: int) -> None:
         request = Pull(subscription=self._path, max_messages=wanted)
         self._client.begins()
-        call = self._client.pull.future(request, timeout=POLL + GRACE, metadata=self._metadata)
+        call = self._client.pull.future(
+            request, timeout=POLL + self._grace, metadata=self._metadata
+        )
         with self._changed:
             self._calls[call] = wanted
         call.add_done_callback(self._answered)
@@ -113,14 +117,30 @@ class PubsubReceiver(Receiver):
             del self._calls[call]
             if error is None:
                 until = now + self._lease
-                self._arrived += [(each, until) for each in call.result().received_messages]
+                found = call.result().received_messages
+                others = [
+                    each.ack_id for each in found if not wire.is_for(each.message, self._path)
+                ]
+                if others:
+                    self._drop(others)
+                    found = [each for each in found if wire.is_for(each.message, self._path)]
+                self._arrived += [(each, until) for each in found]
             self._changed.notify_all()
-        if error is not None and not errors.is_unanswered(error):
+        if error is not None and errors.is_unanswered(error):
+            self._grace = min(2 * self._grace, PATIENCE)  # what it brought comes after its lease
+        elif error is not None:
             found = errors.translate(error, self._what)
             if found.retryable and not isinstance(found, ConnectionLostError):
                 found = ConnectionLostError(str(found))
                 found.__cause__ = error
             self._end(found)
+
+    def _drop(self, ids: list[str]) -> None:
+        """What is meant for another subscription. One that stays comes again."""
+        request = Acknowledge(subscription=self._path, ack_ids=ids)
+        self._client.acknowledge.future(
+            request, timeout=self._client.timeout, metadata=self._metadata
+        )
 
     def _take(self, limit: int) -> list[Delivery]:
         """With the lock held."""
@@ -158,6 +178,7 @@ class PubsubReceiver(Receiver):
 
     def confirm(self, timeout: float) -> None:
         """ack() has waited, but for what had no answer when the connection was lost."""
+        self._client.check_process()
         if self._open_acks is not None:
             raise LeaseLostError(str(self._open_acks)) from self._open_acks
 

@@ -68,8 +68,9 @@ class PubsubSender(Sender):
     pipeline = 4
     waits = False
 
-    def __init__(self, client: Client, topic: str) -> None:
-        self._client, self._topic = client, topic
+    def __init__(self, client: Client, topic: str, only: str | None) -> None:
+        """`only`: the path of the one subscription whose consumers are to get it."""
+        self._client, self._topic, self._only = client, topic, only
         self._what = f"{client.place}: cannot publish to {topic}"
         self._metadata = routed("topic", topic)
         self._lock = threading.Lock()
@@ -111,7 +112,7 @@ class PubsubSender(Sender):
             try:
                 if len(message.body) > BODY:
                     raise self._too_large(message)
-                native = wire.encode(message)
+                native = wire.encode(message, self._only)
                 size = native.ByteSize() + OVERHEAD
                 if size > REQUEST_BYTES:
                     raise self._too_large(message)

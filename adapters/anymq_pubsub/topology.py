@@ -11,7 +11,6 @@ from typing import Any
 from google.pubsub_v1 import types as pubsub
 
 from anymq.spi import (
-    DEAD,
     AuthorizationError,
     ConfigConflictError,
     Mode,
@@ -58,13 +57,29 @@ class Topology:
         if mode is Mode.VALIDATE or topic.address:
             self.find_topic(path)
             return
-        with suppress(ConfigConflictError):  # it is there, and has nothing that could differ
-            self._publisher("create_topic", f"make topic {path}", pubsub.Topic(name=path))
+        wanted = pubsub.Topic(name=path)
+        if self._options["retain"]:
+            wanted.message_retention_duration = KEPT
+        try:
+            self._publisher("create_topic", f"make topic {path}", wanted)
+        except ConfigConflictError:  # it is there
+            if self._options["retain"]:
+                self._check_retention(topic, path)
 
-    def find_topic(self, path: str) -> None:
-        """Raises NotFoundError. Who may not look is not told."""
+    def _check_retention(self, topic: Topic, path: str) -> None:
+        found = self.find_topic(path)
+        if found is not None and not found.message_retention_duration:
+            raise ConfigConflictError(
+                f"{topic}: topic {path} is there and differs: it has no retention of messages, and"
+                " ?retain=true was asked for"
+            )
+
+    def find_topic(self, path: str) -> Any:
+        """What is there, None for who may not look. Raises NotFoundError."""
+        request = pubsub.GetTopicRequest(topic=path)
         with suppress(AuthorizationError):
-            self._publisher("get_topic", f"find topic {path}", pubsub.GetTopicRequest(topic=path))
+            return self._publisher("get_topic", f"find topic {path}", request)
+        return None
 
     def _provision_subscription(self, subscription: Subscription, mode: Mode) -> None:
         refuse_what_is_absent(subscription)
@@ -76,11 +91,13 @@ class Topology:
         if mode is Mode.VALIDATE or subscription.address:
             self._compare(subscription, wanted, self.find(path))
             return
-        self._check_letters(subscription)
         try:
             self._subscriber("create_subscription", f"make subscription {path}", wanted)
         except ConfigConflictError:
             self._compare(subscription, wanted, self.find(path))
+        else:
+            if self._options["retain"]:
+                self.seek(subscription, None)
 
     def make_ephemeral(self, subscription: Subscription, path: str) -> None:
         wanted = self._wanted(subscription, path)
@@ -109,19 +126,21 @@ class Topology:
     def lease(self, subscription: Subscription) -> float:
         return float(subscription.lease or self._options["lease"])
 
-    def _check_letters(self, subscription: Subscription) -> None:
-        """The service drops letters to a topic without subscriptions. anymq makes one for its own;
-        a topic at an address must have one."""
-        if subscription.dead_topic is None or not subscription.dead_topic.address:
+    def check_letters(self, subscription: Subscription) -> None:
+        """Raises NotFoundError where nobody would get its letters: a topic without subscriptions
+        drops them. Who may not look is not told."""
+        if subscription.dead_topic is None:
             return
         path = self.topic(subscription.dead_topic)
         request = pubsub.ListTopicSubscriptionsRequest(topic=path, page_size=1)
-        found = self._publisher("list_topic_subscriptions", f"find who reads {path}", request)
-        if not found.subscriptions:
-            raise ConfigConflictError(
-                f"{subscription}: its dead-letter topic {path} has no subscription, so that every"
-                " letter would be lost: make one"
-            )
+        with suppress(AuthorizationError):
+            doing = f"find who reads {path}"
+            found = self._publisher("list_topic_subscriptions", doing, request)
+            if not any(True for _ in found):
+                raise NotFoundError(
+                    f"{subscription}: its dead-letter topic {path} has no subscription, so that"
+                    " every letter would be lost"
+                )
 
     def find(self, path: str) -> Any:
         """What is there. Raises NotFoundError; AuthorizationError for who may not look."""
@@ -174,16 +193,6 @@ class Topology:
 
     def _subscriber(self, method: str, doing: str, request: Any) -> Any:
         return self._client.ask(getattr(self._client.subscriber, method), doing, request=request)
-
-
-def own_topic(subscription: Subscription) -> Topic:
-    """Where to send what only this subscription shall get."""
-    if subscription.name == DEAD and subscription.queue_name == subscription.topic.name:
-        return subscription.topic
-    raise UnsupportedError(
-        f"{subscription}: Pub/Sub sends to topics, which all of their subscriptions get: none can"
-        " be sent to alone, but for dead letters"
-    )
 
 
 def refuse_what_is_absent(subscription: Subscription) -> None:

@@ -11,6 +11,9 @@ Pub/Sub takes 100 attributes, names of 256 bytes that do not begin with "goog", 
 (docs/quotas#resource_limits), all UTF-8. A header that does not fit travels with others of its kind
 as JSON, cut into attributes anymq-more-0, -1 and so on.
 
+What goes back from the dead letters is meant for one subscription of its topic, whose path is in
+attribute anymq-only. The consumers of others ack it unseen.
+
 A letter that the service itself has parked says so by attributes, CloudPubSubDeadLetter*; it shows
 as one of anymq's, with the reason broker_limit.
 """
@@ -27,6 +30,7 @@ from anymq.spi import NO_HEADERS, InvalidMessageError, Message
 Native: Any = PubsubMessage.pb()  # the plain message of protobuf: its wrapper is slow
 
 ID, TIME, EXPIRES, KEY = "anymq-id", "anymq-time", "anymq-expires", "anymq-key"
+ONLY, EMPTY = "anymq-only", "anymq-empty"
 TYPES = {  # fields of a Message, by the attribute that carries them
     "anymq-content-type": "content_type",
     "anymq-correlation-id": "correlation_id",
@@ -40,10 +44,11 @@ LAST_TIME = 253_402_300_800_000  # milliseconds: the end of the year 9999
 PARKED = "CloudPubSubDeadLetterSource"
 
 
-def encode(message: Message) -> Any:
-    """Raises InvalidMessageError for what Pub/Sub cannot carry."""
+def encode(message: Message, only: str | None = None) -> Any:
+    """`only`: the path of the one subscription that is meant. Raises InvalidMessageError for what
+    Pub/Sub cannot carry."""
     more: dict[str, str] = {}
-    attributes: dict[str, str] = {}
+    attributes: dict[str, str] = {} if only is None else {ONLY: only}
     if message.id is not None:
         _put(ID, message.id, attributes, more)
     if message.timestamp is not None:
@@ -66,6 +71,8 @@ def encode(message: Message) -> Any:
         order = _ordering_key(message.key, attributes, more)
     if more:
         attributes |= _pieces(message, more)
+    if not (message.body or attributes or order):
+        attributes[EMPTY] = ""  # else Pub/Sub would refuse it
     return Native(data=message.body, attributes=attributes, ordering_key=order)
 
 
@@ -111,6 +118,11 @@ def _pieces(message: Message, more: dict[str, str]) -> dict[str, str]:
             f" {PLAIN} short ones {PIECES * VALUE_BYTES} bytes of JSON can travel, not {len(text)}"
         )
     return {f"{MORE}{number}": piece for number, piece in enumerate(pieces)}
+
+
+def is_for(native: Any, subscription: str) -> bool:
+    """False for what is meant for another one."""
+    return not native.attributes or native.attributes.get(ONLY, subscription) == subscription
 
 
 def decode(native: Any) -> Message:

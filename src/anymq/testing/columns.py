@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anymq import registry
 from anymq.broker import Broker, connect
 from anymq.errors import AnymqError, ConfigError
-from anymq.testing.standins import Deviation, deviations
+from anymq.testing.standins import OPTIONS, Deviation, deviations
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
@@ -29,11 +29,10 @@ DEFAULT = (
     "sqs-fifo",
     "pubsub",
 )
-VARIANTS = {  # a broker with options
+VARIANTS = {  # the same broker, other options
     "rabbitmq-classic": ("rabbitmq", "queue=classic"),
     "sqs-fifo": ("sqs", "fifo=true"),
     "sqs-sns": ("sqs", "fanout=sns"),
-    "pubsub": ("pubsub", "lease=3s"),  # shorter than the service takes: its stand-ins do
 }
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
@@ -152,6 +151,7 @@ class Source:
         elif self.url is None:
             base, options = _base(self.name)
             local = _shared.join(base, progress)
+            options = options or OPTIONS.get(local.title, "")
             url = _with_options(local.url, options)
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress

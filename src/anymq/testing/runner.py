@@ -123,6 +123,9 @@ class _Attempt:
 
 
 def _impossible(contract: Contract, column: Column) -> Verdict | None:
+    deviation = column.deviations.get(contract.id)
+    if deviation is not None and deviation.harms:
+        return Outcome.STAND_IN_DIFFERS, f"{deviation}; not run", []
     missing = set() if column.breakable else set(contract.breaks)
     if column.in_process:
         missing |= contract.needs & {NETWORK}

@@ -407,9 +407,9 @@ class Scenario:
 
     def _remove(self, what: Topic | Subscription) -> None:
         with contextlib.suppress(UnsupportedError):
-            if isinstance(what, Subscription) and what.dead_topic:
-                self.broker.remove(what.dead_letters, what.dead_topic)
             self.broker.remove(what)
+            if isinstance(what, Subscription) and what.dead_topic:  # nobody needs it any more
+                self.broker.remove(what.dead_letters, what.dead_topic)
 
 
 def _collect(errors: list[BaseException], function: Callable[..., object], *args: Any) -> None:

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from anymq.testing.standins import pubsub, sqs
 from anymq.testing.standins.deviation import Deviation
 
-__all__ = ["DEVIATIONS", "Deviation", "deviations"]
+__all__ = ["DEVIATIONS", "OPTIONS", "Deviation", "deviations"]
 
 DEVIATIONS: Mapping[str, Mapping[str, Deviation]] = {**pubsub.TABLES, **sqs.TABLES}
 """By the title of the stand-in, as anymq.local has it, then by contract id. What is so in one
 column only stands under the title and the column, as in "ministack, sqs-fifo"."""
+OPTIONS: Mapping[str, str] = {**pubsub.OPTIONS}
+"""What the URL of a column says behind the `?`, by the same title."""
 
 
 def deviations(title: str, column: str) -> Mapping[str, Deviation]:
