@@ -19,7 +19,7 @@ from .pubsub import Pstest, PubsubEmulator
 from .rabbitmq import RabbitMQ
 from .redis import Redis
 from .runner import ProcessRunner
-from .sqs import Ministack
+from .sqs import ElasticMQ, Ministack
 
 _KINDS: dict[str, Callable[[], Kind]] = {
     "rabbitmq": RabbitMQ,
@@ -30,6 +30,7 @@ _KINDS: dict[str, Callable[[], Kind]] = {
 }
 _VARIANTS: dict[tuple[str, str], Callable[[], Kind]] = {
     ("kafka", "stock"): StockKafka,
+    ("sqs", "elasticmq"): ElasticMQ,
     ("pubsub", "pstest"): Pstest,
 }
 _OTHERWISE = {"pubsub": Pstest}  # what is taken where the first choice is missing
