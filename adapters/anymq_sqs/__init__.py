@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anymq.spi import Adapter, Backend, Option, Url, flag, one_of
+from anymq.spi import TLS_OPTIONS, Adapter, Backend, Option, Url, flag, one_of
 from anymq_sqs.capabilities import declare
 
 __all__ = ["BACKEND"]
@@ -36,5 +36,6 @@ BACKEND = Backend(
             "none: a topic is one queue, with one subscription; sns: a topic of SNS, with a queue"
             " for each subscription",
         ),
+        **TLS_OPTIONS,
     },
 )

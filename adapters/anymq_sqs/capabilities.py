@@ -22,6 +22,8 @@ LONGEST_LEASE = 43_200.0  # seconds
 LONGEST_NACK = LONGEST_LEASE - 3600.0  # seconds: what it was held for counts, too
 LONGEST_DELAY = 900.0  # seconds
 KEPT = 345_600.0  # seconds, four days
+LONGEST_POLL = 20  # seconds, the most that SQS takes
+ANSWER = 5.0  # seconds for an answer, beyond what a long poll waits
 
 _NATIVE: dict[Guarantee, tuple[str, str]] = {
     G.SEND_CONFIRMED: ("each entry of a request is answered", API + "SendMessageBatch"),
@@ -208,6 +210,7 @@ def declare(
         retention=KEPT,
         order=Scope.KEY if fifo and ordered else Scope.NONE,
         redelivery=frozenset({"nack", "lease"}),
+        silence=LONGEST_POLL + ANSWER,
         connected=False,
     )
     kind = "FIFO queue" if fifo else "standard queue"

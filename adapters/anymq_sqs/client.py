@@ -6,19 +6,27 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from anymq.spi import AnymqError, ClosedError, ConfigError, ConnectionLostError, Url
+from anymq.spi import (
+    TLS_OPTIONS,
+    AnymqError,
+    ClosedError,
+    ConfigError,
+    ConnectionLostError,
+    Url,
+    tls_context,
+)
 from anymq_sqs import errors
+from anymq_sqs.capabilities import ANSWER, LONGEST_POLL
 
 AT_ONCE = 8  # requests of one kind
-ANSWER = 5.0  # seconds for an answer, beyond what a long poll waits
 ATTEMPTS = 3  # at what may be asked twice, with botocore's pauses of a second or two between them
 CONNECT = 5.0  # seconds for a connection
-LONGEST_POLL = 20  # seconds, the most that SQS takes
 BATCH = 10  # entries of a request, the most that SQS takes
 Answer = TypeVar("Answer")
 Failure = tuple[int, Mapping[str, Any] | BaseException]  # which entry, and what became of it
@@ -36,10 +44,12 @@ class Client:
                 " ?endpoint=http://host:port"
             )
         region = url.hosts[0][0]
+        _check_endpoint(url, options["endpoint"])
         keyed = url.password is not None
         self.account = None if keyed else url.username
         self.place = options["endpoint"] or region
         self._pid = os.getpid()
+        verify, certificate = _tls(url, options)
         session: Any = boto3.Session(
             aws_access_key_id=url.username if keyed else None,
             aws_secret_access_key=url.password,
@@ -53,9 +63,11 @@ class Client:
                 max_pool_connections=4 * AT_ONCE,
                 retries={"mode": "standard", "total_max_attempts": attempts},
                 tcp_keepalive=True,
+                client_cert=certificate,
             )
+            place = options["endpoint"]
             try:
-                return session.client(service, endpoint_url=options["endpoint"], config=config)
+                return session.client(service, endpoint_url=place, config=config, verify=verify)
             except (BotoCoreError, ValueError) as error:
                 raise ConfigError(f"{url}: {error}") from error
 
@@ -119,6 +131,29 @@ class Client:
         for client in (self.sqs, self.once, self.polls, self.sns):
             if client is not None:
                 client.close()
+
+
+def _check_endpoint(url: Url, endpoint: str | None) -> None:
+    try:
+        found = urlsplit(endpoint or "https://aws")
+        right = found.scheme in ("http", "https") and found.hostname and found.port != 0
+    except ValueError:  # of the port
+        right = False
+    if not right:
+        raise ConfigError(f"{url}: endpoint: write http://host:port or https://host:port")
+
+
+def _tls(url: Url, options: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """What boto3 is told: whom to trust, and who we are. Raises ConfigError."""
+    if not any(options[name] for name in TLS_OPTIONS):
+        return None, None
+    if (options["endpoint"] or "https:").startswith("http:"):
+        raise ConfigError(
+            f"{url}: ca, cert and key are for TLS, and this endpoint has none: write https://"
+        )
+    tls_context(url, options, True)  # reads the files
+    cert, key = options["cert"], options["key"]
+    return options["ca"], (cert, key) if key else cert
 
 
 def _ask_ten(

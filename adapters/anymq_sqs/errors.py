@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ def _translate(error: BaseException, what: str, place: str) -> AnymqError:
             f"{what}: {error}: give credentials as boto3 finds them (environment, profile, role),"
             " or in the URL as sqs://key:secret@region"
         )
-    if isinstance(error, native.SSLError) and (failure := tls_failure(error, f"SQS at {place}")):
+    if isinstance(error, native.SSLError) and (failure := _tls_failure(error, place)):
         return failure
     if isinstance(error, _CONNECTION):
         return ConnectionLostError(
@@ -85,6 +86,14 @@ def _translate(error: BaseException, what: str, place: str) -> AnymqError:
     if isinstance(error, (native.ParamValidationError, native.ProfileNotFound)):
         return ConfigError(f"{what}: {error}")
     return BrokerError(f"{what}: {error}")
+
+
+def _tls_failure(error: BaseException, place: str) -> AnymqError | None:
+    """botocore wraps urllib3's error, and that one the error of OpenSSL."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLError):
+        found = found.__cause__ or found.__context__
+    return tls_failure(found or error, f"SQS at {place}")
 
 
 def of_code(answer: Mapping[str, Any], what: str) -> AnymqError:

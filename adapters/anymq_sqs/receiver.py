@@ -26,8 +26,8 @@ from anymq.spi import (
     ThrottledError,
 )
 from anymq_sqs import errors
-from anymq_sqs.capabilities import LONGEST_LEASE
-from anymq_sqs.client import BATCH, LONGEST_POLL, Client
+from anymq_sqs.capabilities import LONGEST_LEASE, LONGEST_POLL
+from anymq_sqs.client import BATCH, Client
 from anymq_sqs.queues import Parked
 from anymq_sqs.wire import DEAD_REASON, decode
 
@@ -230,7 +230,6 @@ class SqsReceiver(Receiver):
                 return
 
     def _poll(self, count: int, seconds: int) -> list[Delivery]:
-        began = time.monotonic()
         try:
             answer = self._client.polls.receive_message(
                 QueueUrl=self._url,
@@ -243,10 +242,12 @@ class SqsReceiver(Receiver):
         except (ClientError, BotoCoreError) as error:
             self._failed(self._client.translate(error, f"receive from {self._what}"))
             return []
+        # The lease began when the message was found, which may be long after the poll began.
         self._answered = time.monotonic()
-        return [self._delivery(native, began) for native in answer.get("Messages", ())]
+        deadline = self._answered + self._lease
+        return [self._delivery(native, deadline) for native in answer.get("Messages", ())]
 
-    def _delivery(self, native: dict[str, Any], began: float) -> Delivery:
+    def _delivery(self, native: dict[str, Any], deadline: float) -> Delivery:
         system = native["Attributes"]
         message, attempt = decode(native), int(system["ApproximateReceiveCount"])
         if (source := system.get("DeadLetterQueueSourceArn")) is not None:
@@ -260,7 +261,7 @@ class SqsReceiver(Receiver):
             self._claim,
             attempt,
             system.get("MessageGroupId") if self._ordered else None,
-            began + self._lease,
+            deadline,
             native,
         )
 

@@ -2,7 +2,7 @@
 
 from .broker import LocalBroker, stop_all
 from .errors import BrokerFailed, BrokerMissing, NoRelay
-from .relay import Relay, address, relay_to
+from .relay import Relay, address, moved, relay_to
 from .search import known, start
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Relay",
     "address",
     "known",
+    "moved",
     "relay_to",
     "start",
     "stop_all",

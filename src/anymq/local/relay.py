@@ -226,7 +226,7 @@ def _place(url: str) -> SplitResult:
     return urlsplit(f"//{hosts.partition(',')[0]}")
 
 
-def _moved(url: str, port: int) -> str:
+def moved(url: str, port: int) -> str:
     """The same URL, to a port of 127.0.0.1."""
     if _ENDPOINT.search(url):
         return _ENDPOINT.sub(rf"\g<1>127.0.0.1:{port}", url)
@@ -253,4 +253,4 @@ def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[
         )
     else:
         relay = make(host, port, 0)
-    return relay, _moved(url, relay.port)
+    return relay, moved(url, relay.port)
