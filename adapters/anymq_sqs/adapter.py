@@ -116,7 +116,7 @@ class SqsAdapter(Adapter):
     def check(self) -> None:
         """Who may not list queues is known to SQS all the same: that is an answer."""
         with suppress(AuthorizationError):
-            self._client.ask(self._client.sqs.list_queues, "list queues", MaxResults=1)
+            self._client.ask(self._client.once.list_queues, "list queues", MaxResults=1)
 
     def close(self) -> None:
         self._client.close()

@@ -90,6 +90,11 @@ def _translate(error: BaseException, what: str, place: str) -> AnymqError:
 
 def _tls_failure(error: BaseException, place: str) -> AnymqError | None:
     """botocore wraps urllib3's error, and that one the error of OpenSSL."""
+    if "doesn't match" in str(error):  # the words of urllib3, which compares the names itself
+        return ConfigError(
+            f"the certificate of SQS at {place} is not trusted: {error}: write the endpoint with a"
+            " name or address that stands in it"
+        )
     found: BaseException | None = error
     while found is not None and not isinstance(found, ssl.SSLError):
         found = found.__cause__ or found.__context__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import uuid
 from collections import Counter
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from anymq import registry
 from anymq.broker import Broker, connect
+from anymq.capabilities import Level
 from anymq.errors import AnymqError, ConfigError
 from anymq.testing.standins import OPTIONS, Deviation, deviations
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
+    from anymq.testing.rough import RoughSqs
 
 DEFAULT = (
     "memory",
@@ -33,6 +36,7 @@ VARIANTS = {  # the same broker, other options
     "rabbitmq-classic": ("rabbitmq", "queue=classic"),
     "sqs-fifo": ("sqs", "fifo=true"),
     "sqs-sns": ("sqs", "fanout=sns"),
+    "sqs-rough": ("sqs", ""),  # through what disturbs it
 }
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
@@ -41,6 +45,7 @@ PATIENCE = {  # seconds; 10 elsewhere
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
 LEASES = {"sqs": 4.0}  # seconds
+ROUGH_SEED = 7
 ADDRESSES = {  # of a topic with this name, where that is not the name itself
     "sqs-fifo": "{}.fifo",
     "sqs-sns": "arn:aws:sns:us-east-1:000000000000:{}",
@@ -64,6 +69,8 @@ class Column:
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
     local        the handle, where the suite started the broker itself
     options      what its URL says behind the `?`, where the suite makes the URL
+    only         the level whose contracts are run: of what is usually so, where a stand-in is
+                 disturbed so that it is not
     connect      how a case opens a session: anymq.connect(), or anything that returns the same
     """
 
@@ -78,8 +85,10 @@ class Column:
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
+    only: Level | None = None
     connect: Callable[..., Broker] = connect
     _own: LocalBroker | None = None
+    _rough: RoughSqs | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -107,12 +116,21 @@ class Column:
         """A URL of its broker with the options that this column stands for."""
         return _with_options(url, self.options)
 
+    def disturb(self) -> None:
+        """From now on its broker shows what SQS may do and no stand-in does, over and over."""
+        from anymq.testing.rough import RoughSqs, standard_queue
+
+        self._rough = RoughSqs(self.url, standard_queue(random.Random(ROUGH_SEED)))
+        self.url, self.only = self._rough.url, Level.BEST_EFFORT
+
     def address_of(self, topic: str) -> str:
         """The address of a topic that anymq made."""
         return ADDRESSES.get(self.name.partition("@")[0], "{}").format(topic)
 
     def close(self) -> None:
         """Stop what was started, unless another column runs against it."""
+        if self._rough is not None:
+            self._rough.close()
         if self._own is not None:
             self._own.stop()
         if self.local is not None:
@@ -158,6 +176,8 @@ class Source:
             column.deviations = deviations(local.title, self.name)
         else:
             column = Column(self.name, self.url, _evidence(self.url), how="given by its URL")
+        if self.name.partition("@")[0] == "sqs-rough":
+            column.disturb()
         usual = PATIENCE.get(self.kind, column.patience)
         column.patience = PATIENCE.get(self.name, usual)
         column.lease = LEASES.get(self.kind)

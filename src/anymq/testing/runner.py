@@ -138,7 +138,9 @@ def _impossible(contract: Contract, column: Column) -> Verdict | None:
 def _nothing_to_try(scenario: Scenario) -> Verdict | None:
     """Where there is nothing to try: not run when it is planned; differs when what it rests on
     cannot be used; unknown when a promise rests on that, for the table contradicts itself."""
-    contract, fact = scenario.contract, scenario.fact()
+    contract, fact, only = scenario.contract, scenario.fact(), scenario.column.only
+    if only is not None and (fact is None or fact.level is not only):
+        return Outcome.NOT_RUN, f"{scenario.column.name} is for what is {only.value}", []
     if fact is not None and fact.level is Level.PLANNED:
         return Outcome.NOT_RUN, f"planned: {fact.reason}", []
     for guarantee in contract.depends:
