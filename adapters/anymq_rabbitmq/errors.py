@@ -12,6 +12,7 @@ from anymq.spi import (
     ConfigConflictError,
     ConnectionLostError,
     NotFoundError,
+    ThrottledError,
     tls_failure,
 )
 
@@ -55,6 +56,14 @@ def lost(error: BaseException, place: str) -> ConnectionLostError:
     found = ConnectionLostError(f"the connection to RabbitMQ at {place} ended: {describe(error)}")
     found.__cause__ = error
     return found
+
+
+def alarm(reason: str, place: str) -> ThrottledError:
+    """RabbitMQ's connection.blocked (rabbitmq.com/docs/connection-blocked)."""
+    return ThrottledError(
+        f"RabbitMQ at {place} takes no messages for now: {reason}. It goes on by itself when it has"
+        " room again; `rabbitmq-diagnostics alarms` shows more"
+    )
 
 
 def refused(error: BaseException, what: str, place: str, right: str = "configure") -> AnymqError:

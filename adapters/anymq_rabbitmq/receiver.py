@@ -30,7 +30,7 @@ from anymq.spi import (
 )
 from anymq_rabbitmq import errors, private
 from anymq_rabbitmq.connection import ANSWER, Connection
-from anymq_rabbitmq.topology import queue_of
+from anymq_rabbitmq.topology import delete, queue_of
 from anymq_rabbitmq.wire import Again, attempt, decode
 
 MOST = 65535  # the prefetch is a 16 bit number
@@ -550,3 +550,12 @@ class RabbitReceiver(Receiver):
         """The claim ends first: pika raises for a late ack on a channel that is closing."""
         self._end_claim(self._closed())
         private.close_uncancelled(self._channel, self._consumer_tag)
+
+
+class EphemeralReceiver(RabbitReceiver):
+    """The only one of its queue, which goes with it."""
+
+    def close(self, timeout: float) -> None:
+        super().close(timeout)
+        with contextlib.suppress(AnymqError):  # else it went with the connection
+            delete(self._connection, self._queue)
