@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 
 from anymq.spi import (
     TLS_OPTIONS,
@@ -85,7 +85,7 @@ class Client:
         self.check_process()
         try:
             answer = method(**arguments)
-        except (ClientError, BotoCoreError) as error:
+        except errors.NATIVE as error:
             raise self.translate(error, what) from error
         self._answered = True
         return answer
@@ -168,6 +168,6 @@ def _ask_ten(
             Entries=[{"Id": str(number), **entry} for number, entry in enumerate(entries)],
             **arguments,
         )
-    except (ClientError, BotoCoreError) as error:
+    except errors.NATIVE as error:
         return [(start + number, error) for number in range(len(entries))]
     return [(start + int(failed["Id"]), failed) for failed in answer.get("Failed", ())]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from botocore import exceptions as native
+from botocore.parsers import ResponseParserError
 
 from anymq.spi import (
     AnymqError,
@@ -52,7 +53,9 @@ _CODES: tuple[tuple[str, type[AnymqError]], ...] = (
     ("InvalidMessageContents", RejectedError),
 )
 _UNSENT = (native.EndpointConnectionError, native.ConnectTimeoutError, native.ProxyConnectionError)
-_CONNECTION = (native.HTTPClientError, native.EndpointConnectionError)
+_CONNECTION = (native.HTTPClientError, native.EndpointConnectionError, ResponseParserError)
+# All that botocore raises; an answer that was cut off is none of its own kinds.
+NATIVE = (native.ClientError, native.BotoCoreError, ResponseParserError)
 _CREDENTIALS = (
     native.NoCredentialsError,
     native.CredentialRetrievalError,

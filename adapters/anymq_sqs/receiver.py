@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from anymq.spi import (
     AnymqError,
     Claim,
@@ -239,7 +237,7 @@ class SqsReceiver(Receiver):
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=["All"],
             )
-        except (ClientError, BotoCoreError) as error:
+        except errors.NATIVE as error:
             self._failed(self._client.translate(error, f"receive from {self._what}"))
             return []
         # The lease began when the message was found, which may be long after the poll began.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from botocore.exceptions import BotoCoreError, ClientError
 
 from anymq.spi import (
     STORED,
@@ -28,14 +27,16 @@ from anymq_sqs.client import AT_ONCE, BATCH, Client
 from anymq_sqs.wire import encode, size_of, token
 
 IDLE = 5.0  # seconds after which a thread without work ends
+SLICE = 1.0  # seconds that one waits at most for a request to become full
 LONGEST_DELAY = 900  # seconds
 _NONE = SendOutcome(Status.UNKNOWN)  # no answer yet
 
 
 class SqsSender(Sender):
-    """send() only hands over. Up to AT_ONCE threads each have one request on its way, and take
-    what waits, up to ten, for the next. Messages of one group, on FIFO queues, are always with
-    one thread: two requests at once would reorder them."""
+    """send() only hands over. Up to AT_ONCE threads each have one request on its way. A request
+    is full, or the only one: what comes while others are on their way waits for more of its kind.
+    Messages of one group, on FIFO queues, are never in two requests at once, which would reorder
+    them."""
 
     batch = BATCH * AT_ONCE
     pipeline = 4
@@ -45,9 +46,11 @@ class SqsSender(Sender):
         self._client = client
         self._target = target
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        # One line for each thread on FIFO queues, else one for all.
-        self._lines = [_Line() for _ in range(AT_ONCE if target.fifo else 1)]
+        self._changed = threading.Condition(self._lock)  # of what has no outcome yet
+        self._work_came = threading.Condition(self._lock)
+        self._waiting: deque[_Entry] = deque()
+        self._busy: set[str | None] = set()  # groups that are on their way
+        self._threads = self._idle = self._flying = 0  # all, those of them that wait, requests
         self._flights: deque[_Flight] = deque()  # unanswered, in order
         self._telling = False
         self._ended: AnymqError | None = None
@@ -65,10 +68,8 @@ class SqsSender(Sender):
                 flight.set(place, SendOutcome(Status.FAILED, error))
         with self._lock:
             self._flights.append(flight)
-            for entry in entries:
-                self._lines[hash(entry.group) % len(self._lines)].waiting.append(entry)
-            for line in self._lines:
-                self._staff(line)
+            self._waiting += entries
+            self._staff()
         self._tell()
 
     def close(self, timeout: float) -> None:
@@ -76,14 +77,13 @@ class SqsSender(Sender):
             self._changed.wait_for(lambda: not self._flights, timeout)
             self._ended = self._ended or ClosedError(f"the sender to {self._target.what} is closed")
             unsent = ClosedError(f"{self._target.what}: not sent before its sender was closed")
-            for line in self._lines:
-                for entry in line.waiting:
-                    entry.flight.set(entry.place, SendOutcome(Status.FAILED, unsent))
-                line.waiting.clear()
+            for entry in self._waiting:
+                entry.flight.set(entry.place, SendOutcome(Status.FAILED, unsent))
+            self._waiting.clear()
             late = SendUnknownError(f"{self._target.what}: no answer within {timeout:g} s")
             for flight in self._flights:
                 flight.complete(SendOutcome(Status.UNKNOWN, late))
-            self._changed.notify_all()
+            self._work_came.notify_all()
         self._tell()
 
     def _entry(self, message: Message, flight: _Flight, place: int) -> _Entry:
@@ -105,32 +105,66 @@ class SqsSender(Sender):
             native["DelaySeconds"] = -int(-message.delay // 1)  # whole seconds, never early
         return _Entry(native, size_of(native), group, flight, place)
 
-    def _staff(self, line: _Line) -> None:
+    def _staff(self) -> None:
         """With the lock held: as many threads as have something to do."""
-        wanted = -(-len(line.waiting) // BATCH)
-        if wanted and line.idle:
-            self._changed.notify_all()
-        while line.idle < wanted and line.threads < (1 if self._target.fifo else AT_ONCE):
-            line.threads += 1
-            line.idle += 1
-            threading.Thread(
-                target=self._work, args=(line,), name="anymq-sqs-send", daemon=True
-            ).start()
+        wanted = -(-len(self._waiting) // BATCH)
+        self._work_came.notify(min(wanted, self._idle))
+        while self._idle < wanted and self._threads < AT_ONCE:
+            self._threads += 1
+            self._idle += 1
+            threading.Thread(target=self._work, name="anymq-sqs-send", daemon=True).start()
 
-    def _work(self, line: _Line) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: line.waiting or self._ended, IDLE)
-                line.idle -= 1
-                if not line.waiting:
-                    line.threads -= 1
-                    return
-                entries = line.take(self._target.limit)
+    def _work(self) -> None:
+        while entries := self._next():
             for entry, outcome in zip(entries, self._request(entries), strict=True):
                 entry.flight.set(entry.place, outcome)
             with self._lock:
-                line.idle += 1
+                self._flying -= 1
+                self._idle += 1
+                if self._target.fifo:
+                    self._busy.difference_update(entry.group for entry in entries)
             self._tell()
+
+    def _next(self) -> list[_Entry]:
+        """The next request; nothing: this thread has nothing to do any more."""
+        until = time.monotonic() + IDLE
+        with self._lock:
+            while not (entries := self._take()):
+                left = until - time.monotonic()
+                if not self._waiting and (self._ended or left <= 0):
+                    self._threads -= 1
+                    self._idle -= 1
+                    return []
+                self._work_came.wait(max(left, SLICE))
+            self._flying += 1
+            self._idle -= 1
+            if self._target.fifo:
+                self._busy.update(entry.group for entry in entries)
+            if len(self._waiting) >= BATCH:
+                self._work_came.notify()
+            return entries
+
+    def _take(self) -> list[_Entry]:
+        """With the lock held: at most ten, and at most `limit` bytes."""
+        taken: list[_Entry] = []
+        seen: list[_Entry] = []  # in their order, with those whose group is on its way
+        size, full, waiting = 0, False, self._waiting
+        while waiting and not full:
+            entry = waiting[0]
+            if entry.group not in self._busy:
+                size += entry.size
+                if taken and size > self._target.limit:
+                    full = True
+                    break
+                taken.append(entry)
+                full = len(taken) == BATCH
+            seen.append(waiting.popleft())
+        if not full and self._flying:
+            taken = []
+        if len(taken) < len(seen):
+            chosen = set(map(id, taken))
+            waiting.extendleft(entry for entry in reversed(seen) if id(entry) not in chosen)
+        return taken
 
     def _tell(self) -> None:
         """The outcomes of each batch, in the order of the batches. By one thread at a time."""
@@ -156,13 +190,13 @@ class SqsSender(Sender):
         natives = [{"Id": str(n), **entry.native} for n, entry in enumerate(entries)]
         try:
             answer = self._target.send(natives)
-        except (ClientError, BotoCoreError) as error:
+        except errors.NATIVE as error:
             return [self._failure(error)] * len(entries)
         for failed in answer.get("Failed", ()):
             outcomes[int(failed["Id"])] = self._refusal(failed)
         return outcomes
 
-    def _failure(self, error: ClientError | BotoCoreError) -> SendOutcome:
+    def _failure(self, error: BaseException) -> SendOutcome:
         """Of a whole request."""
         found = self._client.translate(error, f"send to {self._target.what}")
         if isinstance(found, ConnectionLostError):
@@ -203,24 +237,6 @@ class _Entry:
     group: str | None
     flight: _Flight
     place: int
-
-
-@dataclass(slots=True)
-class _Line:
-    waiting: deque[_Entry] = field(default_factory=deque)
-    threads: int = 0
-    idle: int = 0  # of them
-
-    def take(self, limit: int) -> list[_Entry]:
-        """The next request: at most ten, and at most `limit` bytes."""
-        taken = [self.waiting.popleft()]
-        size = taken[0].size
-        while self.waiting and len(taken) < BATCH:
-            size += self.waiting[0].size
-            if size > limit:
-                break
-            taken.append(self.waiting.popleft())
-        return taken
 
 
 class _Flight:
