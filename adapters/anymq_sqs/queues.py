@@ -22,7 +22,8 @@ from anymq.spi import (
 from anymq_sqs.client import Client
 from anymq_sqs.wire import DEAD_REASON
 
-OWNER = "anymq-subscription"  # the tag of a queue: the one subscription that it is for
+# Tags of a queue: the one subscription that it is for, and how that is read.
+OWNER, ORDERED = "anymq-subscription", "anymq-ordered"
 USUAL_LEASE = 30.0  # seconds, as SQS's own default
 KEPT = 14 * 24 * 3600  # seconds that a dead letter is kept, the most that SQS allows
 MOST_RECEIVES = 1000  # the largest maxReceiveCount
@@ -171,7 +172,8 @@ class Queues:
             if mode is not Mode.CREATE:
                 raise
             wanted = self._attributes(subscription)
-            self._make(self.name(subscription), wanted, {OWNER: str(subscription)})
+            tags = {OWNER: str(subscription), ORDERED: str(subscription.ordered)}
+            self._make(self.name(subscription), wanted, tags)
         if self.is_sns(subscription.topic) and mode is Mode.CREATE:
             self._subscribe(subscription)
 
@@ -198,52 +200,77 @@ class Queues:
         """Raises NotFoundError, ConfigConflictError for a queue that differs, and UnsupportedError
         for one that is another subscription's."""
         url, name = self.found(subscription), self.name(subscription)
-        owner = self._owner(url) or str(subscription)
+        tags = self._tags(url)
+        owner = tags.get(OWNER, str(subscription))
         if owner != str(subscription):
             raise UnsupportedError(
                 f"{subscription}: queue {name!r} is that of {owner}, and SQS gives each message to"
                 " one of all who receive from it: for a copy per subscription use ?fanout=sns"
             )
-        found = self._read(url)
+        found, wanted = self._read(url), str(subscription.ordered)
+        differ = [("ordered", tags.get(ORDERED, wanted), wanted)]
         for key, value in self._attributes(subscription, found["QueueArn"]).items():
             if not _same(key, value, found.get(key)):
+                differ.append((key, found.get(key, "None"), value))
+        for key, there, value in differ:
+            if there != value:
                 raise ConfigConflictError(
-                    f"queue {name!r} exists with {key}={found.get(key)}, and {subscription} wants"
-                    f" {value}: change one of them, or give the queue as an address"
+                    f"queue {name!r} exists with {key}={there}, and {subscription} wants {value}:"
+                    " change one of them, or give the queue as an address"
                 )
 
-    def _owner(self, url: str) -> str | None:
-        """The subscription that it was made for."""
+    def _tags(self, url: str) -> dict[str, str]:
         answer = self._client.ask(
             self._client.sqs.list_queue_tags, f"read the tags of {url}", QueueUrl=url
         )
-        owner: str | None = answer.get("Tags", {}).get(OWNER)
-        return owner
+        tags: dict[str, str] = answer.get("Tags", {})
+        return tags
 
     def _subscribe(self, subscription: Subscription) -> None:
         """The queue lets the topic send to it, and gets what is published as it is, without the
-        envelope of SNS."""
+        envelope of SNS. What cannot be handed over goes to a queue of its own, where there are dead
+        letters at all: that no consumer saw it is another trouble than that one failed."""
         arn, url = self.arn(subscription.topic), self.url(subscription)
-        queue, what = self._queue_arn(url), f"subscribe {self.describe(subscription)}"
-        statement = {
-            "Effect": "Allow",
-            "Principal": {"Service": "sns.amazonaws.com"},
-            "Action": "sqs:SendMessage",
-            "Resource": queue,
-            "Condition": {"ArnEquals": {"aws:SourceArn": arn}},
-        }
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        self._client.ask(
-            self._client.sqs.set_queue_attributes, what, QueueUrl=url, Attributes={"Policy": policy}
-        )
+        what = f"subscribe {self.describe(subscription)}"
+        attributes = {"RawMessageDelivery": "true"}
+        if subscription.dead_letter:
+            name = self._unreached(subscription)
+            fifo = {"FifoQueue": "true"} if self._ending else {}
+            tags = {OWNER: f"{subscription}, what SNS could not hand over"}
+            self._make(name, {"MessageRetentionPeriod": str(KEPT), **fifo}, tags)
+            target = self._allow(arn, self._urls[name], what)
+            attributes["RedrivePolicy"] = json.dumps({"deadLetterTargetArn": target})
         self._client.ask(
             self._client.sns.subscribe,
             what,
             TopicArn=arn,
             Protocol="sqs",
-            Endpoint=queue,
-            Attributes={"RawMessageDelivery": "true"},
+            Endpoint=self._allow(arn, url, what),
+            Attributes=attributes,
         )
+
+    def _unreached(self, subscription: Subscription) -> str:
+        return f"{subscription.queue_name}_sns{self._ending}"
+
+    def _allow(self, topic: str, url: str, what: str) -> str:
+        """Let SNS send to a queue on behalf of this topic; the queue's ARN. A policy that is there
+        is somebody's own."""
+        found = self._read(url)
+        queue = found["QueueArn"]
+        if found.get("Policy"):
+            return queue
+        statement = {
+            "Effect": "Allow",
+            "Principal": {"Service": "sns.amazonaws.com"},
+            "Action": "sqs:SendMessage",
+            "Resource": queue,
+            "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
+        }
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._client.ask(
+            self._client.sqs.set_queue_attributes, what, QueueUrl=url, Attributes={"Policy": policy}
+        )
+        return queue
 
     # dead letters that SQS made
 
@@ -257,7 +284,7 @@ class Queues:
                 url = self._find(name, self._client.account and account)
                 policy = json.loads(self._read(url).get("RedrivePolicy", "{}"))
                 receives = int(policy["maxReceiveCount"]) if policy else None
-                origin = self._owner(url) or name
+                origin = self._tags(url).get(OWNER, name)
             self._parked[source] = Parked(origin, receives)
         return self._parked[source]
 
@@ -272,21 +299,36 @@ class Queues:
 
     def remove(self, what: Topic | Subscription) -> None:
         name = self.name(what)
-        try:
-            if self.is_sns(what):
-                assert isinstance(what, Topic)
+        if self.is_sns(what):
+            assert isinstance(what, Topic)
+            with suppress(NotFoundError):
                 arn = self.arn(what)
                 self._client.ask(
                     self._client.sns.delete_topic, f"remove SNS topic {name!r}", TopicArn=arn
                 )
-            else:
-                url = self.found(what)
-                self._client.ask(
-                    self._client.sqs.delete_queue, f"remove queue {name!r}", QueueUrl=url
-                )
-        except NotFoundError:
-            pass
+        else:
+            self._remove_queue(name)
+        if isinstance(what, Subscription) and self.is_sns(what.topic):
+            self._unsubscribe(what)
+            self._remove_queue(self._unreached(what))
         self._forget(name)
+
+    def _remove_queue(self, name: str) -> None:
+        with suppress(NotFoundError):
+            url = self._find(name, self._client.account)
+            self._client.ask(self._client.sqs.delete_queue, f"remove queue {name!r}", QueueUrl=url)
+        self._forget(name)
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        """Else SNS would try for weeks to send to a queue that has gone."""
+        what, name = f"unsubscribe {subscription}", self.name(subscription)
+        pages = self._client.sns.get_paginator("list_subscriptions_by_topic")
+        with suppress(NotFoundError):
+            found = pages.paginate(TopicArn=self.arn(subscription.topic)).search("Subscriptions[]")
+            for one in self._client.ask(lambda: list(found), what):
+                if str(one["Endpoint"]).rpartition(":")[2] == name:
+                    arn = one["SubscriptionArn"]
+                    self._client.ask(self._client.sns.unsubscribe, what, SubscriptionArn=arn)
 
     def _forget(self, name: str) -> None:
         self._urls.pop(name, None)

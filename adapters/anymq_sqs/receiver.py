@@ -33,6 +33,7 @@ POLLS = 4  # at once, while they come back full
 IDLE = 5.0  # seconds without anything to do after which the polling thread ends
 GONE = 5.0  # seconds for which SQS may be out of reach before the session counts as lost
 GRACE = 1.5  # seconds that close() waits for a poll that is out; what it brings later goes back
+GATHER = 0.02  # seconds after an answer that was not full: it would have cost the same with ten
 PAUSE = 0.5  # seconds after a request that has failed
 MARGIN = 5.0  # seconds before the end of the longest lease, for a clock that is not ours
 EXTEND = "extend the lease of"
@@ -73,6 +74,7 @@ class SqsReceiver(Receiver):
         self._buffer: deque[Delivery] = deque()
         self._wanted = 0  # more than are in the buffer: there is something to do
         self._working = self._polling = False
+        self._at_once = 1  # polls
         self._since = time.monotonic()  # for how long nothing has come
         self._answered = self._since  # when SQS last did
         self._stopped = self._closed = False
@@ -193,11 +195,14 @@ class SqsReceiver(Receiver):
         threading.Thread(target=self._work, name="anymq-sqs-poll", daemon=True).start()
 
     def _work(self) -> None:
+        full = True
         while True:
             with self._changed:
                 self._polling = False
                 self._changed.notify_all()
                 idle = min(IDLE, self._lease / 2)
+                if not full:
+                    self._changed.wait_for(lambda: self._stopped, GATHER)
                 self._changed.wait_for(lambda: self._wanted or self._stopped, idle)
                 if not self._wanted or self._stopped:
                     self._working = False
@@ -207,25 +212,32 @@ class SqsReceiver(Receiver):
                 count = min(BATCH, self._wanted)
                 seconds = int(time.monotonic() - self._since)
             fresh = self._poll(count, max(1, min(seconds, LONGEST_POLL)))
-            if self._add(fresh) == BATCH:
-                self._drain()
+            full = self._add(fresh) in (0, count)
+            if len(fresh) == BATCH:
+                full = self._drain()
             with self._changed:
                 if self._buffer:
                     self._wanted = 0
         if left:  # nobody asks any more, and nobody extends their leases
             self.release(left)
 
-    def _drain(self) -> None:
-        """Short polls, several at once, until one is not full or all that was wanted is here."""
+    def _drain(self) -> bool:
+        """Short polls until one is not full or all that was wanted is here; several at once where
+        that has proved to be of use. True: there may be more."""
         while True:
             with self._changed:
                 room = self._wanted - len(self._buffer)
                 if room <= 0 or self._stopped:
-                    return
-            counts = [min(BATCH, room - start) for start in range(0, room, BATCH)][:POLLS]
-            found = self._client.each(lambda count: self._poll(count, 0), counts)
+                    return True
+            counts = [min(BATCH, room - start) for start in range(0, room, BATCH)][: self._at_once]
+            if len(counts) == 1:
+                found = [self._poll(counts[0], 0)]
+            else:
+                found = self._client.each(lambda count: self._poll(count, 0), counts)
             if self._add(list(chain.from_iterable(found))) < sum(counts):
-                return
+                self._at_once = 1
+                return False
+            self._at_once = min(self._at_once + 1, POLLS)
 
     def _poll(self, count: int, seconds: int) -> list[Delivery]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from anymq.spi import (
 )
 from anymq_sqs import errors
 from anymq_sqs.client import AT_ONCE, BATCH, Client
-from anymq_sqs.wire import encode, size_of, token
+from anymq_sqs.wire import REDRIVEN, encode, size_of, token
 
 IDLE = 5.0  # seconds after which a thread without work ends
 SLICE = 1.0  # seconds that one waits at most for a request to become full
@@ -92,10 +93,9 @@ class SqsSender(Sender):
         group: str | None = None
         if target.fifo:
             # Without a key there is no order to keep: a group of its own.
-            group = token(message.key or message.id or "none")
+            group = token(message.key or _identity(message))
             native["MessageGroupId"] = group
-            if message.id is not None:
-                native["MessageDeduplicationId"] = token(message.id)
+            native["MessageDeduplicationId"] = token(_identity(message))
         if message.delay:
             if target.fifo or target.sns or message.delay > LONGEST_DELAY:
                 raise UnsupportedError(
@@ -217,6 +217,14 @@ class SqsSender(Sender):
         unknown = SendUnknownError(f"it may be stored: {error}")
         unknown.lost = False
         return SendOutcome(Status.UNKNOWN, unknown)
+
+
+def _identity(message: Message) -> str:
+    """What SQS compares for five minutes. A message that comes back from the dead letters, or dies
+    again after that, is the same one and must arrive all the same."""
+    redriven = message.headers.get(REDRIVEN)
+    name = message.id or uuid.uuid4().hex
+    return f"{name}-redriven-{redriven}" if redriven else name
 
 
 @dataclass(frozen=True)

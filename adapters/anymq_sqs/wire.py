@@ -27,13 +27,14 @@ from anymq.spi import NO_HEADERS, Message, TooLargeError
 from anymq_sqs.capabilities import MOST, most_bytes
 
 META = "anymq"
-DEAD_REASON = "anymq-dead-reason"
+DEAD_REASON, REDRIVEN = "anymq-dead-reason", "anymq-dead-redriven"
 ATTRIBUTES = 9  # SQS takes ten
 # What XML 1.0 allows, and SQS with it: "#x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | ..."
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # SQS refuses other names, though no stand-in does: SendMessage, MessageAttributeNames.
 _NAME = re.compile(r"(?!aws\.|amazon\.|\.)(?!.*\.\.)[a-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]{1,128}")  # what a group or deduplication id may be
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _FIELDS = ("key", "content_type", "correlation_id", "reply_to")
 
 
@@ -60,7 +61,7 @@ def encode(message: Message, most: int = MOST) -> dict[str, Any]:
     body, written = _body(message.body)
     if written:
         meta["body"] = written
-    attributes[META] = _string(json.dumps(meta, separators=(",", ":")))
+    attributes[META] = _string(_to_json(meta))
     entry = {"MessageBody": body, "MessageAttributes": attributes}
     if (size := size_of(entry)) > most:
         raise TooLargeError(
@@ -77,9 +78,9 @@ def encode(message: Message, most: int = MOST) -> dict[str, Any]:
 
 def size_of(entry: Mapping[str, Any]) -> int:
     """What SQS counts of an entry, in bytes."""
-    size = len(entry["MessageBody"].encode())
+    size = _bytes(entry["MessageBody"])
     for name, value in entry["MessageAttributes"].items():
-        size += len(name) + len(value["DataType"]) + len(value["StringValue"].encode())
+        size += len(name) + len(value["DataType"]) + _bytes(value["StringValue"])
     return size
 
 
@@ -131,6 +132,10 @@ def _headers(attributes: Mapping[str, Any]) -> dict[str, str]:
                 text = value.get("BinaryValue", b"").decode("utf-8", "surrogateescape")
             found[name] = text
     return found
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _plain(text: str) -> bool:
