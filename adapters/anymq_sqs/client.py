@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from anymq.spi import (
     ConnectionLostError,
     Url,
     tls_context,
+    tls_failure,
 )
 from anymq_sqs import errors
 from anymq_sqs.capabilities import ANSWER, LONGEST_POLL
@@ -49,7 +52,7 @@ class Client:
         self.account = None if keyed else url.username
         self.place = options["endpoint"] or region
         self._pid = os.getpid()
-        verify, certificate = _tls(url, options)
+        verify, certificate, self._context = _tls(url, options)
         session: Any = boto3.Session(
             aws_access_key_id=url.username if keyed else None,
             aws_secret_access_key=url.password,
@@ -94,11 +97,30 @@ class Client:
         """Credentials that worked and have expired end the session: the next one looks for others,
         where boto3 finds them."""
         found = errors.translate(error, what, self.place)
+        if isinstance(found, ConnectionLostError) and (why := self._tls_refusal()):
+            return why
         if self._answered and errors.is_expired(error):
             found = ConnectionLostError(f"{found} (credentials are looked for again)")
             found.__cause__ = error
             self.lost = self.lost or found
         return found
+
+    def _tls_refusal(self) -> AnymqError | None:
+        """Why the other side has ended an encrypted connection: it says so, but botocore may be
+        writing at that moment and not hear it."""
+        if self._context is None or self._answered:
+            return None
+        host, port = urlsplit(self.place).hostname or "", urlsplit(self.place).port or 443
+        try:
+            with (
+                socket.create_connection((host, port), CONNECT) as plain,
+                self._context.wrap_socket(plain, server_hostname=host) as encrypted,
+            ):
+                encrypted.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                encrypted.recv(1)
+        except OSError as error:
+            return tls_failure(error, f"SQS at {self.place}")
+        return None
 
     def ask_each(
         self, method: Callable[..., Any], entries: Sequence[dict[str, Any]], **arguments: Any
@@ -143,17 +165,18 @@ def _check_endpoint(url: Url, endpoint: str | None) -> None:
         raise ConfigError(f"{url}: endpoint: write http://host:port or https://host:port")
 
 
-def _tls(url: Url, options: Mapping[str, Any]) -> tuple[str | None, Any]:
-    """What boto3 is told: whom to trust, and who we are. Raises ConfigError."""
+def _tls(url: Url, options: Mapping[str, Any]) -> tuple[str | None, Any, ssl.SSLContext | None]:
+    """What boto3 is told: whom to trust, and who we are; the same as a context. Raises
+    ConfigError."""
     if not any(options[name] for name in TLS_OPTIONS):
-        return None, None
+        return None, None, None
     if (options["endpoint"] or "https:").startswith("http:"):
         raise ConfigError(
             f"{url}: ca, cert and key are for TLS, and this endpoint has none: write https://"
         )
-    tls_context(url, options, True)  # reads the files
+    context = tls_context(url, options, True)
     cert, key = options["cert"], options["key"]
-    return options["ca"], (cert, key) if key else cert
+    return options["ca"], (cert, key) if key else cert, context
 
 
 def _ask_ten(

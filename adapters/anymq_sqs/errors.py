@@ -53,7 +53,12 @@ _CODES: tuple[tuple[str, type[AnymqError]], ...] = (
     ("InvalidMessageContents", RejectedError),
 )
 _UNSENT = (native.EndpointConnectionError, native.ConnectTimeoutError, native.ProxyConnectionError)
-_CONNECTION = (native.HTTPClientError, native.EndpointConnectionError, ResponseParserError)
+_CONNECTION = (
+    native.HTTPClientError,
+    native.EndpointConnectionError,
+    native.SSLError,
+    ResponseParserError,
+)
 # All that botocore raises; an answer that was cut off is none of its own kinds.
 NATIVE = (native.ClientError, native.BotoCoreError, ResponseParserError)
 _CREDENTIALS = (
