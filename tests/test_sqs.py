@@ -383,3 +383,28 @@ def test_anymq_reads_what_a_program_with_boto3_sends(server: LocalBroker, native
             assert message.headers == {"n": "7", "b": "\x00x"}
             assert message.id == delivery.native["MessageId"]
             delivery.release()
+
+
+def test_fr57_names_and_keys_of_fifo_queues(server: LocalBroker) -> None:
+    """Keys that SQS does not take as groups, and dead letters of the same kind."""
+    keys = ["k" * 200, "with spaces", "\N{SNOWMAN}", "plain"]
+    with anymq.connect(server.url + "&fifo=true") as broker:
+        topic = Topic(f"t{uuid.uuid4().hex[:12]}")
+        work = Subscription(topic, "work", ordered=True, dead_letter=True, max_attempts=1)
+        broker.provision(work)
+        with broker.consumer(work) as consumer:
+            for key in keys:
+                broker.producer(topic).send(b"x", key=key)
+                (delivery,) = consumer.receive(1, DEADLINE)
+                assert delivery.message.key == key
+                delivery.dead_letter("on purpose")
+            consumer.flush()
+        with broker.consumer(work.dead_letters) as letters:
+            got = []
+            while len(got) < len(keys):
+                got += letters.receive(len(keys), DEADLINE)
+            for letter in got:
+                letter.ack()
+        assert sorted(str(letter.message.key) for letter in got) == sorted(keys)
+        assert work.dead_topic is not None
+        broker.remove(work, topic, work.dead_letters, work.dead_topic)
