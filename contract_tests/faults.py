@@ -244,7 +244,7 @@ def a_start_while_the_broker_is_down(s: Scenario) -> None:
     s.reconnect()
 
 
-@contract("LIF-13", UNIVERSAL, needs={NETWORK})
+@contract("LIF-13", UNIVERSAL, needs={NETWORK}, deadline=120.0)
 def half_open(s: Scenario) -> None:
     """What is half-open is given up in the time that is stated, and all goes on by itself."""
     events: list[ConnectionEvent] = []

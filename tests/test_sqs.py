@@ -74,7 +74,7 @@ def outcomes_of(broker: Broker, work: Subscription, messages: list[Message]) -> 
 
 
 def take(broker: Broker, work: Subscription, count: int) -> list[bytes]:
-    got = []
+    got: list[bytes] = []
     with broker.consumer(work) as consumer:
         end = time.monotonic() + DEADLINE
         while len(got) < count and time.monotonic() < end:
@@ -160,7 +160,7 @@ def test_an_entry_of_an_ack_that_fails_is_refused_alone(server: LocalBroker) -> 
         broker.producer(work.topic).send_many([Message(b"1"), Message(b"2")])
         refused: list[Any] = []
         with broker.consumer(work, on_refused=refused.extend) as consumer:
-            got = []
+            got: list[anymq.Delivery] = []
             while len(got) < 2:
                 got += consumer.receive(2, DEADLINE)
             for delivery in got:
@@ -219,7 +219,7 @@ def test_twelve_hours_in_all(server: LocalBroker) -> None:
     """AWS refuses what goes beyond; no stand-in does."""
     with session(server) as (broker, rough, work):
         broker.producer(work.topic).send(b"one")
-        receiver = broker._adapter.receiver(work, 1, lambda _: None)
+        receiver: Any = broker._adapter.receiver(work, 1, lambda _: None)
         asked: list[int] = []
 
         def plan(action: str, body: dict[str, Any]) -> None:
@@ -241,7 +241,7 @@ def test_twelve_hours_in_all(server: LocalBroker) -> None:
 
 def test_an_idle_consumer_asks_three_times_a_minute(server: LocalBroker) -> None:
     with session(server) as (broker, rough, work):
-        receiver = broker._adapter.receiver(work, 1, lambda _: None)
+        receiver: Any = broker._adapter.receiver(work, 1, lambda _: None)
         waits: list[int] = []
 
         def plan(action: str, body: dict[str, Any]) -> Fault | None:
@@ -258,7 +258,7 @@ def test_an_idle_consumer_asks_three_times_a_minute(server: LocalBroker) -> None
 
 def test_what_a_late_poll_brings_goes_back(server: LocalBroker) -> None:
     with session(server) as (broker, rough, work):
-        receiver = broker._adapter.receiver(work, 10, lambda _: None)
+        receiver: Any = broker._adapter.receiver(work, 10, lambda _: None)
         rough.plan = once("ReceiveMessage", Fault(slow=3.0))
         assert not receiver.receive(10, 0.1)
         broker.producer(work.topic).send(b"one")
@@ -381,7 +381,8 @@ def test_anymq_reads_what_a_program_with_boto3_sends(server: LocalBroker, native
             message = delivery.message
             assert (message.body, message.key) == (b"hello", None)
             assert message.headers == {"n": "7", "b": "\x00x"}
-            assert message.id == delivery.native["MessageId"]
+            native_one: Any = delivery.native
+            assert message.id == native_one["MessageId"]
             delivery.release()
 
 
@@ -400,7 +401,7 @@ def test_fr57_names_and_keys_of_fifo_queues(server: LocalBroker) -> None:
                 delivery.dead_letter("on purpose")
             consumer.flush()
         with broker.consumer(work.dead_letters) as letters:
-            got = []
+            got: list[anymq.Delivery] = []
             while len(got) < len(keys):
                 got += letters.receive(len(keys), DEADLINE)
             for letter in got:
