@@ -176,6 +176,14 @@ print(len(consumer.receive(1, 20.0)))
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
+@pytest.mark.parametrize("contract", ["RPL-01", "RPL-02", "RPL-03"])
+def test_what_was_acked_comes_back_where_it_is_retained(contract: str) -> None:
+    column = Source("pubsub-retained").open()
+    cell = run(CONTRACTS[contract], column)
+    column.close()
+    assert cell.outcome is Outcome.HOLDS, explain(CONTRACTS[contract], cell)
+
+
 # mutants
 
 

@@ -17,6 +17,7 @@ from anymq.testing.history import Kind
 from anymq.testing.report import explain
 from anymq.testing.runner import Progress, run, run_matrix
 from anymq.testing.scenario import Scenario
+from anymq.testing.standins import Deviation
 from anymq.testing.verdict import Cell, Outcome
 
 
@@ -211,3 +212,14 @@ def test_columns_of_one_broker_share_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert (shared.stopped, own.stopped) == (1, 1)
     Source("rabbitmq@4.0").open().close()
     assert len(started) == 3
+
+
+def test_what_is_not_to_run_on_a_stand_in_is_not_run() -> None:
+    def case(s: Scenario) -> None:
+        raise AssertionError("it was run")
+
+    column = Source("memory").open()
+    column.deviations = {"XYZ-01": Deviation("it would end", "its source", run=False)}
+    cell = run(Contract("XYZ-01", "a title", None, case), column)
+    assert cell.outcome is Outcome.STAND_IN_DIFFERS
+    assert "it would end" in cell.detail

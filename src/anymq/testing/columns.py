@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from anymq.local import LocalBroker
 
 DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka", "pubsub")
-VARIANTS = {"rabbitmq-classic": ("rabbitmq", "queue=classic")}  # the same broker, other options
+VARIANTS = {  # the same broker, other options
+    "rabbitmq-classic": ("rabbitmq", "queue=classic"),
+    "pubsub-once": ("pubsub", "lease=3s&exactly_once=true"),
+    "pubsub-retained": ("pubsub", "lease=3s&retain=true"),
+}
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,

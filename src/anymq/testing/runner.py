@@ -124,7 +124,7 @@ class _Attempt:
 
 def _impossible(contract: Contract, column: Column) -> Verdict | None:
     deviation = column.deviations.get(contract.id)
-    if deviation is not None and deviation.harms:
+    if deviation is not None and not deviation.run:
         return Outcome.STAND_IN_DIFFERS, f"{deviation}; not run", []
     missing = set() if column.breakable else set(contract.breaks)
     if column.in_process:
