@@ -15,9 +15,11 @@ test: check
 	$(BIN)/pytest -n 3 --dist loadfile tests
 	$(BIN)/pytest contract_tests
 
-# At full length: 100,000 messages and 20 faults, brokers paused for 30 s, a minute of crashes.
+# At full length: 100,000 messages and 20 faults, brokers paused for 30 s, a minute of crashes, a
+# slow network and alarms for longer than silence may last.
 faults: .venv/stamp
-	ANYMQ_FAULTS=long $(BIN)/pytest -v --durations=0 tests/test_storm.py contract_tests/faults.py
+	ANYMQ_FAULTS=long $(BIN)/pytest -v --durations=0 tests/test_storm.py \
+	  tests/test_rabbitmq_alarms.py contract_tests/faults.py
 
 check: .venv/stamp
 	$(BIN)/ruff check

@@ -424,3 +424,12 @@ def test_a_large_history_takes_linear_time() -> None:
     names = [f"m{n}" for n in range(20_000)]
     judgement = Story().send(*names, key="k").get(*names, key="k").ack(*names, key="k").judge()
     assert found(judgement) == {}
+
+
+def test_what_a_consumer_was_told_is_lost_comes_again_because_of_the_fault() -> None:
+    """It was handed out while the connection went, and recorded after that."""
+    fault = Story().send("a").end(Kind.FAULT, "").get("a")
+    late = fault.add(Kind.STALE, "c", id="a").get("a").ack("a")
+    assert found(late.judge()) == {"after_fault": 1}
+    elsewhere = Story().send("a").end(Kind.FAULT, "").get("a").add(Kind.STALE, "e", id="a")
+    assert found(elsewhere.get("a").ack("a").judge()) == {"unexplained": 1}

@@ -36,6 +36,7 @@ class LateSender(Sender):
 
     pipeline = 2
     batch = 3
+    waits = False
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Sequence[Message], Done]] = []

@@ -13,7 +13,14 @@ import pytest
 
 import anymq
 from anymq import Broker, ConnectionChange, ConnectionEvent, Message, Status, Subscription, Topic
-from anymq.errors import ConnectionLostError, LeaseLostError, NotFoundError, SendUnknownError
+from anymq.errors import (
+    AnymqError,
+    ConnectionLostError,
+    LeaseLostError,
+    NotFoundError,
+    SendUnknownError,
+    ThrottledError,
+)
 from anymq.memory.adapter import MemoryAdapter, MemorySender, forget, install
 from anymq.memory.broker import MemoryBroker
 from anymq.message import STORED, SendOutcome
@@ -396,6 +403,41 @@ def test_an_ephemeral_subscription_has_a_gap(world: World) -> None:
     assert [delivery.body for delivery in consumer.receive(wait=20)] == [b"1"]
 
 
+def test_a_broker_that_takes_nothing_for_now_is_told_on_another_thread(world: World) -> None:
+    threads: list[threading.Thread] = []
+
+    def told(event: ConnectionEvent) -> None:
+        world.events.append(event)
+        threads.append(threading.current_thread())
+
+    broker = world.connect(on_connection=told)
+    session, why = world.memory.sessions[-1], ThrottledError("low on memory")
+    session.on_blocked(None)  # it never was
+    session.on_blocked(why)
+    session.on_blocked(ThrottledError("low on disk"))  # once is enough
+    with pytest.raises(ThrottledError, match="low on memory"):
+        broker.check()
+    session.on_blocked(None)
+    broker.check()
+    until(lambda: len(threads) == 2, "both are told")
+    assert threading.current_thread() not in threads
+    assert world.changes() == [ConnectionChange.BLOCKED, ConnectionChange.UNBLOCKED]
+    assert world.events[0].error is why
+    assert world.events[0].since == world.events[1].since
+    assert "low on memory" in str(world.events[0])
+
+
+def test_that_a_session_which_is_over_is_blocked_is_no_news(world: World) -> None:
+    broker = world.connect()
+    world.memory.cut()
+    with contextlib.suppress(ConnectionLostError):
+        broker.check()  # notices
+    until(lambda: ConnectionChange.CONNECTED in world.changes(), "connected")
+    world.memory.sessions[0].on_blocked(ThrottledError("low on memory"))
+    broker.check()
+    assert ConnectionChange.BLOCKED not in world.changes()
+
+
 def test_a_callback_that_fails_harms_nothing(world: World) -> None:
     def fail(_: ConnectionEvent) -> None:
         raise RuntimeError("mine")
@@ -440,3 +482,27 @@ def test_close_ends_the_attempts_to_connect_again(world: World) -> None:
     broker.close()
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the session", "one producer"])
+def test_what_is_lost_lets_go_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    broker = world.connect()
+    broker.provision(WORK)
+    producer = broker.producer(WORK.topic)
+    lost: list[AnymqError] = []
+    lose = producer.lose
+
+    def count(error: AnymqError) -> None:
+        lost.append(error)
+        lose(error)
+
+    monkeypatch.setattr(producer, "lose", count)
+    error = ConnectionLostError("cut")
+    if whole:
+        world.memory.cut()
+    broker._session.lost(error, producer)
+    until(lambda: world.changes()[-1:] == [ConnectionChange.CONNECTED], "connected again")
+    assert producer.send(b"1") == STORED
+    assert len(lost) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,26 @@ def test_a_lost_subscriber_that_is_not_told(
     monkeypatch.setattr(RedisReceiver, "receive", deaf)
     monkeypatch.setattr(Session, "lost", lambda *_: False)
     assert run(CONTRACTS["FLW-03"], column).outcome is Outcome.BROKEN
+
+
+def test_a_silence_that_nobody_notices(column: Column, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the session nothing is lost but what a send noticed by itself: no PING, no gap."""
+    short = _with_timeout(column, "1s")
+    assert run(CONTRACTS["LIF-13"], short).outcome is Outcome.HOLDS
+    monkeypatch.setattr(RedisReceiver, "_watch", lambda _: None)
+    assert run(CONTRACTS["LIF-13"], short).outcome is Outcome.BROKEN
+
+
+def test_an_alarm_over_a_network_that_is_only_slow(column: Column) -> None:
+    """Who waits for less than a round trip takes a slow network for none."""
+    cell = run(CONTRACTS["LIF-15"], _with_timeout(column, "90ms"))
+    assert cell.outcome is Outcome.BROKEN
+    assert "all are stored" in cell.detail
+
+
+def _with_timeout(column: Column, timeout: str) -> Column:
+    """Silence is noticed after two of these, and not after 20 s."""
+    return replace(column, url=f"{column.url}?timeout={timeout}")
 
 
 def test_certificates_that_nobody_checks(column: Column, monkeypatch: pytest.MonkeyPatch) -> None:

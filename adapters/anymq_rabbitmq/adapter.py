@@ -14,11 +14,13 @@ from anymq.spi import (
     Capabilities,
     Claim,
     ClosedError,
+    ConnectionLostError,
     Depth,
     Mode,
     Receiver,
     Sender,
     Subscription,
+    ThrottledError,
     Topic,
     Url,
 )
@@ -26,7 +28,7 @@ from anymq_rabbitmq import topology
 from anymq_rabbitmq.capabilities import declare
 from anymq_rabbitmq.connection import Connection
 from anymq_rabbitmq.connection import connect as open_connection
-from anymq_rabbitmq.receiver import RabbitReceiver
+from anymq_rabbitmq.receiver import EphemeralReceiver, RabbitReceiver
 from anymq_rabbitmq.sender import RabbitSender
 from anymq_rabbitmq.staging import Stage
 from anymq_rabbitmq.topology import Route, queue_of
@@ -51,6 +53,7 @@ class RabbitAdapter(Adapter):
         self._lock = threading.Lock()
         self._closed = False
         self._publishing: Connection | None = None
+        self._published: list[Connection] = []  # that one, and others that an alarm has blocked
         self._consuming = open_connection(url, options, "consuming")
         self.native = self._consuming.native
         self.server = f"RabbitMQ {self.native.server_properties.get('version', '')}".strip()
@@ -91,23 +94,37 @@ class RabbitAdapter(Adapter):
         with self._lock:
             if self._closed:
                 raise ClosedError("the session with RabbitMQ is closed")
-            if self._publishing is None or self._publishing.lost:
-                self._publishing = open_connection(self._url, self._options, "publishing")
+            if self._publishing is None or self._publishing.lost or self._publishing.blocked:
+                # On one that is blocked a new channel would wait for as long as the alarm lasts,
+                # and with it, say, a consumer that opens and may have letters to send.
+                self._publishing = open_connection(
+                    self._url, self._options, "publishing", self._on_blocked
+                )
+                self._published = [one for one in self._published if not one.lost]
+                self._published.append(self._publishing)
             return self._publishing
+
+    def _on_blocked(self, why: ThrottledError | None) -> None:
+        still = [one.blocked for one in self._published if one.blocked]
+        self.on_blocked(why or (still[0] if still else None))
 
     def receiver(
         self, subscription: Subscription, prefetch: int, on_end: Callable[[Claim], None]
     ) -> Receiver:
+        kind = self._options["queue"] if subscription.address is None else None
+        limit = self._body_limit(subscription)
+        receiver = RabbitReceiver
+        if subscription.ephemeral:
+            subscription = topology.open_ephemeral(self._consuming, subscription, self._options)
+            kind, receiver = "classic", EphemeralReceiver
         queue = queue_of(subscription)
 
         def sender() -> RabbitSender:
             """For what comes back to the queue, at once or delayed."""
             stage = Stage(self._consuming, queue, "", queue)
-            limit = self._body_limit(subscription)
             return RabbitSender(self._publisher(), Route("", queue), limit, stage.queue)
 
-        kind = self._options["queue"] if subscription.address is None else None
-        return RabbitReceiver(self._consuming, subscription, kind, prefetch, sender, on_end)
+        return receiver(self._consuming, subscription, kind, prefetch, sender, on_end)
 
     def depth(self, subscription: Subscription) -> Depth:
         """Ready messages only. RabbitMQ tells nothing else over AMQP: not what is unsettled, and
@@ -122,14 +139,21 @@ class RabbitAdapter(Adapter):
         topology.remove(self._consuming, what)
 
     def check(self) -> None:
-        """Both connections where both are open: each can be lost alone."""
-        for connection in (self._consuming, self._publishing):
-            if connection is not None and (connection is self._consuming or not connection.lost):
-                connection.ask("basic_qos", "the check", prefetch_count=1)
+        """Both connections where both are open: each can be lost alone. One that RabbitMQ does not
+        read from would not answer."""
+        self._consuming.ask("basic_qos", "the check", prefetch_count=1)
+        publishing = self._publishing
+        if publishing is None or publishing.lost or publishing.blocked:
+            return
+        try:
+            publishing.ask("basic_qos", "the check", prefetch_count=1)
+        except ConnectionLostError:
+            if not publishing.blocked:  # meanwhile: then the silence is explained
+                raise
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-        if self._publishing is not None:
-            self._publishing.close()
+        for publishing in self._published:
+            publishing.close()
         self._consuming.close()

@@ -76,6 +76,10 @@ NATIVE: dict[Guarantee, tuple[str, str]] = {
         ALL,
     ),
     G.COMPETING: ("consumers of one queue share it; ordered, one is active at a time", ALL),
+    G.EPHEMERAL: (
+        "an exclusive classic queue for each consumer, gone with it or with its connection",
+        DOCS + "queues",
+    ),
     G.FAN_OUT: ("a fanout exchange copies to every bound queue", ALL),
     G.HEADERS: (
         "a table in the message; x-death and the like are RabbitMQ's, CC and BCC are routing, and"
@@ -153,10 +157,6 @@ ABSENT: dict[Guarantee, tuple[str, str]] = {
     G.LEASE_EXTEND: ("the consumer timeout cannot be prolonged", DOCS + "consumers"),
 }
 
-PLANNED: dict[Guarantee, tuple[str, str]] = {
-    G.EPHEMERAL: ("an exclusive classic queue, gone with its connection", DOCS + "queues"),
-}
-
 CLASSIC: dict[Guarantee, Fact] = {
     G.SEND_CONFIRMED: Fact(
         Level.NATIVE,
@@ -220,11 +220,13 @@ def version_of(server: str | None) -> tuple[int, int] | None:
 def declare(
     options: Mapping[str, Any], at: Topic | Subscription, server: str | None = None
 ) -> Capabilities:
+    passing = isinstance(at, Subscription) and at.ephemeral
+    if passing:
+        options = ephemeral(options)
     version, kind = version_of(server), options.get("queue", "quorum")
     facts = {need: Fact(Level.NATIVE, *texts) for need, texts in NATIVE.items()}
     facts |= {need: Fact(Level.EMULATED, *texts) for need, texts in EMULATED.items()}
     facts |= {need: Fact(Level.ABSENT, *texts) for need, texts in ABSENT.items()}
-    facts |= {need: Fact(Level.PLANNED, *texts) for need, texts in PLANNED.items()}
     ordered = isinstance(at, Subscription) and at.ordered
     facts |= _order(ordered)
     facts |= _counting(at, ordered, version)
@@ -238,6 +240,8 @@ def declare(
             facts |= CLASSIC_ORDERED
     if options.get("retry_min") is not None and isinstance(at, Subscription) and not ordered:
         facts[G.NACK] = _kept_back(options)
+    if passing:
+        facts |= _passing(at)
     if at.address is not None:
         facts |= _address(at, ordered)
     about = f"RabbitMQ {kind} queue{', single active consumer' if ordered else ''}"
@@ -275,7 +279,7 @@ def _limits(
         headers=HEADERS,
         reserved=RESERVED,
         delay=delays,
-        nack_delay=0.0 if ordered else delays,
+        nack_delay=0.0 if facts[G.NACK_DELAY] is HELD else delays,
         lease=LEASES if leased else None,
         hold=lease or CONSUMER_TIMEOUT,
         attempts=(1, MOST_DELIVERIES) if counts else None,
@@ -286,18 +290,20 @@ def _limits(
     )
 
 
+HELD = Fact(
+    Level.EMULATED,
+    "the consumer holds the message and hands it out again: to send it again would change the"
+    " order, and need a queue beside one that is somebody else's, or that would outlive its own",
+    "anymq/retry.py",
+    "a place of the prefetch while it waits; closing or a crash ends the delay at once, and"
+    " counts all attempts that failed so far as one",
+)
+
+
 def _delays(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
-    held = Fact(
-        Level.EMULATED,
-        "the consumer holds the message and hands it out again: to send it again would change the"
-        " order, and need a queue beside one that is somebody else's",
-        "anymq/retry.py",
-        "a place of the prefetch while it waits; closing or a crash ends the delay at once, and"
-        " counts all attempts that failed so far as one",
-    )
     if at.address is not None:
         theirs = "it needs a queue of its own, and anymq makes none for what is somebody else's"
-        return {G.DELAY: Fact(Level.ABSENT, theirs, ALL), G.NACK_DELAY: held}
+        return {G.DELAY: Fact(Level.ABSENT, theirs, ALL), G.NACK_DELAY: HELD}
     sent = Fact(
         Level.EMULATED,
         "sent to a queue whose TTL moves it on to the topic, where it stays until that stores it",
@@ -305,7 +311,7 @@ def _delays(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:
         "a queue for each length of delay, which is rounded up by 0.1 s or a quarter at most; a"
         " topic that nobody subscribes to is noticed by nobody; no native expiration",
     )
-    return {G.DELAY: sent} | ({G.NACK_DELAY: held} if ordered else {})
+    return {G.DELAY: sent} | ({G.NACK_DELAY: HELD} if ordered else {})
 
 
 def _lease(kind: str, version: tuple[int, int] | None) -> Fact:
@@ -415,6 +421,29 @@ def _release(ordered: bool, version: tuple[int, int] | None) -> Fact:
     if version is None:
         return Fact(Level.DEPENDS, reason, ALL)
     return Fact(Level.NATIVE if version >= (4, 3) else Level.ABSENT, reason, ALL)
+
+
+def ephemeral(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the options of a URL mean for a queue that goes with its connection: only classic ones
+    can."""
+    return {**options, "queue": "classic", "retry_min": None, "retry_max": None}
+
+
+def _passing(at: Topic | Subscription) -> dict[Guarantee, Fact]:
+    """Of an ephemeral subscription."""
+    if at.address is not None:
+        theirs = "the queue at an address is there before and after its consumer"
+        return {G.EPHEMERAL: Fact(Level.ABSENT, theirs, DOCS + "queues")}
+    gone = (
+        G.RETAINED_WITHOUT_CONSUMER,
+        G.AT_LEAST_ONCE,
+        G.REDELIVERY_ON_CRASH,
+        G.SEND_PERSISTENT,
+        G.DEAD_LETTER_NO_LOSS,
+    )
+    found = dict.fromkeys(gone, Fact(Level.ABSENT, "the queue goes with its connection", ALL))
+    alone = Fact(Level.ABSENT, "every consumer has a queue of its own", DOCS + "queues")
+    return found | {G.COMPETING: alone, G.ORDER_COMPETING: alone, G.NACK_DELAY: HELD}
 
 
 def _address(at: Topic | Subscription, ordered: bool) -> dict[Guarantee, Fact]:

@@ -11,7 +11,14 @@ from typing import Any
 
 import pika
 
-from anymq.spi import AnymqError, ConnectionLostError, UnsupportedError, Url, tls_context
+from anymq.spi import (
+    AnymqError,
+    ConnectionLostError,
+    ThrottledError,
+    UnsupportedError,
+    Url,
+    tls_context,
+)
 from anymq_rabbitmq import errors, private
 
 PORT, TLS_PORT = 5672, 5671
@@ -19,6 +26,7 @@ ANSWER = 30.0  # seconds; longer than the heartbeat needs, which gives the bette
 CLOSING = 5.0  # seconds that a server may take to say goodbye
 
 Task = Callable[[], None]
+OnBlocked = Callable[[ThrottledError | None], None]
 
 
 class Connection:
@@ -27,11 +35,20 @@ class Connection:
     What runs on the I/O thread is named on_... or handed over with run(); it never blocks.
     """
 
-    def __init__(self, parameters: pika.ConnectionParameters, purpose: str, user: str) -> None:
-        """Blocks until the server has answered; raises what connecting() makes of a failure."""
+    def __init__(
+        self,
+        parameters: pika.ConnectionParameters,
+        purpose: str,
+        user: str,
+        on_blocked: OnBlocked | None = None,
+    ) -> None:
+        """Blocks until the server has answered; raises what connecting() makes of a failure.
+        `on_blocked` is called on the I/O thread, with None when it is over."""
         host, port = parameters.host, parameters.port
         self.place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.lost: AnymqError | None = None
+        self.blocked: ThrottledError | None = None  # RabbitMQ reads nothing here for now
+        self._on_blocked = on_blocked
         self._user, self._vhost = user, parameters.virtual_host
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -45,6 +62,10 @@ class Connection:
             on_open_error_callback=self._on_open_error,
             on_close_callback=lambda _, error: self._end(errors.lost(error, self.place)),
         )
+        self.native.add_on_connection_blocked_callback(
+            lambda _, frame: self._block(errors.alarm(frame.method.reason, self.place))
+        )
+        self.native.add_on_connection_unblocked_callback(lambda *_: self._block(None))
         self._thread = threading.Thread(
             target=self._work, name=f"anymq-rabbitmq-{purpose}", daemon=True
         )
@@ -69,6 +90,11 @@ class Connection:
     def _on_open_error(self, _: Any, error: BaseException) -> None:
         self._end(errors.connecting(error, self.place, self._user, self._vhost))
 
+    def _block(self, why: ThrottledError | None) -> None:
+        self.blocked = why
+        if self._on_blocked is not None:
+            self._on_blocked(why)
+
     def _end(self, error: AnymqError) -> None:
         with self._lock:
             if self.lost:
@@ -78,6 +104,8 @@ class Connection:
         self.native.ioloop.stop()
         if not self._opened.done():
             self._opened.set_exception(error)
+        if self.blocked:
+            self._block(None)
         for end in list(self._ends):
             end(error)
         for task in tasks:  # each sees that its session is gone, and answers its caller
@@ -199,14 +227,15 @@ class Connection:
         self._thread.join(CLOSING)
 
 
-def connect(url: Url, options: Mapping[str, Any], purpose: str) -> Connection:
+def connect(
+    url: Url, options: Mapping[str, Any], purpose: str, on_blocked: OnBlocked | None = None
+) -> Connection:
     """To the first host that answers. Raises the last host's error where none does."""
     last: AnymqError | None = None
     for host, port in url.hosts or (("localhost", None),):
         try:
-            return Connection(
-                _parameters(url, options, purpose, host, port), purpose, url.username or "guest"
-            )
+            parameters = _parameters(url, options, purpose, host, port)
+            return Connection(parameters, purpose, url.username or "guest", on_blocked)
         except AnymqError as error:
             last = error
             if not isinstance(error, ConnectionLostError):

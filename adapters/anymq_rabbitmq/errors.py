@@ -12,6 +12,7 @@ from anymq.spi import (
     ConfigConflictError,
     ConnectionLostError,
     NotFoundError,
+    ThrottledError,
     tls_failure,
 )
 
@@ -57,8 +58,17 @@ def lost(error: BaseException, place: str) -> ConnectionLostError:
     return found
 
 
-def refused(error: BaseException, what: str, place: str) -> AnymqError:
-    """Why `what` (e.g. "queue 'orders_billing'") could not be had: its channel was closed."""
+def alarm(reason: str, place: str) -> ThrottledError:
+    """RabbitMQ's connection.blocked (rabbitmq.com/docs/connection-blocked)."""
+    return ThrottledError(
+        f"RabbitMQ at {place} takes no messages for now: {reason}. It goes on by itself when it has"
+        " room again; `rabbitmq-diagnostics alarms` shows more"
+    )
+
+
+def refused(error: BaseException, what: str, place: str, right: str = "configure") -> AnymqError:
+    """Why `what` (e.g. "queue 'orders_billing'") could not be had: its channel was closed.
+    `right` was needed, which 3.10 does not tell."""
     if not isinstance(error, pika.ChannelClosedByBroker):
         return error if isinstance(error, AnymqError) else lost(error, place)
     code, text = error.reply_code, error.reply_text
@@ -67,7 +77,8 @@ def refused(error: BaseException, what: str, place: str) -> AnymqError:
             f"{what} does not exist: call broker.provision() first, or correct its address ({text})"
         )
     elif code == ACCESS_REFUSED:
-        found = AuthorizationError(f"{what}: {text}")
+        named = text if right in text else f"{text}, which needs the right to {right}"
+        found = AuthorizationError(f"{what}: {named}")
     elif code == PRECONDITION_FAILED and "inequivalent" in text:
         found = ConfigConflictError(f"{what} exists and differs: {text}")
     else:

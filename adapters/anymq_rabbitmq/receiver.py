@@ -30,7 +30,7 @@ from anymq.spi import (
 )
 from anymq_rabbitmq import errors, private
 from anymq_rabbitmq.connection import ANSWER, Connection
-from anymq_rabbitmq.topology import queue_of
+from anymq_rabbitmq.topology import delete, queue_of
 from anymq_rabbitmq.wire import Again, attempt, decode
 
 MOST = 65535  # the prefetch is a 16 bit number
@@ -127,12 +127,13 @@ class RabbitReceiver(Receiver):
     def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
         if channel is not self._channel:
             return  # one that was given up before
-        found = errors.refused(error, f"queue {self._queue!r}", self._connection.place)
+        what, place = f"queue {self._queue!r}", self._connection.place
+        found = errors.refused(error, what, place, "read")
         if errors.timed_out(error) and not self._closing:
             self._lapse(found)
             return
         if self._started.done():
-            found = errors.session_over(found, f"queue {self._queue!r}")
+            found = errors.session_over(found, what)
         self._on_end(found)
         self._finished.set()
 
@@ -549,3 +550,12 @@ class RabbitReceiver(Receiver):
         """The claim ends first: pika raises for a late ack on a channel that is closing."""
         self._end_claim(self._closed())
         private.close_uncancelled(self._channel, self._consumer_tag)
+
+
+class EphemeralReceiver(RabbitReceiver):
+    """The only one of its queue, which goes with it."""
+
+    def close(self, timeout: float) -> None:
+        super().close(timeout)
+        with contextlib.suppress(AnymqError):  # else it went with the connection
+            delete(self._connection, self._queue)

@@ -166,7 +166,9 @@ class RabbitSender(Sender):
 
         def on_channel(channel: Any) -> None:
             self._channel = channel
-            channel.add_on_close_callback(lambda _, error: end(errors.refused(error, what, place)))
+            channel.add_on_close_callback(
+                lambda _, error: end(errors.refused(error, what, place, "write"))
+            )
             channel.add_on_return_callback(self._on_return)
             channel.confirm_delivery(self._on_confirm, callback=ready.set_result)
 

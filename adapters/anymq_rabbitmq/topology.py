@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anymq.spi import (
     DEAD,
+    AnymqError,
     ConfigError,
     Mode,
     Subscription,
@@ -15,7 +17,7 @@ from anymq.spi import (
     UnsupportedError,
 )
 from anymq_rabbitmq import staging
-from anymq_rabbitmq.capabilities import CLASSIC_LEVELS, UNLIMITED, version_of
+from anymq_rabbitmq.capabilities import CLASSIC_LEVELS, UNLIMITED, ephemeral, version_of
 from anymq_rabbitmq.connection import Connection
 
 
@@ -185,6 +187,17 @@ def _provision_queue(
         look_up(connection, queue)
     if subscription.address is not None:
         return
+    route = _source(subscription)
+    wanted = arguments(subscription, options)
+    described = ", ".join(f"{name}={value}" for name, value in wanted.items())
+    what = f"queue {queue!r} ({described})"  # the server names only the first that differs
+    connection.ask("queue_declare", what, queue=queue, durable=True, arguments=wanted)
+    if mode is Mode.CREATE:
+        _bind(connection, queue, route)
+
+
+def _source(subscription: Subscription) -> Route:
+    """What its queue is bound to, and by which key. Raises ConfigError."""
     route = Route.of(subscription.topic)
     check_name(str(subscription.topic), subscription.binding or "")
     if not route.exchange:
@@ -192,14 +205,38 @@ def _provision_queue(
             f"{subscription}: only the queue {route.key!r} itself can receive from"
             f" {subscription.topic}: give the subscription address={route.key!r}"
         )
-    wanted = arguments(subscription, options)
-    described = ", ".join(f"{name}={value}" for name, value in wanted.items())
-    what = f"queue {queue!r} ({described})"  # the server names only the first that differs
-    connection.ask("queue_declare", what, queue=queue, durable=True, arguments=wanted)
-    if mode is Mode.CREATE:
-        bound = f"queue {queue!r} at {route}"
-        key = route.key if subscription.binding is None else subscription.binding
-        connection.ask("queue_bind", bound, queue=queue, exchange=route.exchange, routing_key=key)
+    return route if subscription.binding is None else Route(route.exchange, subscription.binding)
+
+
+def _bind(connection: Connection, queue: str, route: Route) -> None:
+    what = f"queue {queue!r} at {route}"
+    connection.ask("queue_bind", what, queue=queue, exchange=route.exchange, routing_key=route.key)
+
+
+def open_ephemeral(
+    connection: Connection, subscription: Subscription, options: Mapping[str, Any]
+) -> Subscription:
+    """A queue for one consumer, as the subscription at its address. It goes with the connection;
+    not by auto-delete, which would take it away when a channel is lost that another follows."""
+    route = _source(subscription)
+    queue = f"{subscription.queue_name}_{uuid.uuid4().hex[:12]}"
+    connection.ask(
+        "queue_declare",
+        f"queue {queue!r}",
+        queue=queue,
+        exclusive=True,
+        arguments=arguments(subscription, ephemeral(options)),
+    )
+    try:
+        _bind(connection, queue, route)
+    except AnymqError:
+        delete(connection, queue)
+        raise
+    return replace(subscription, address=queue, binding=None)
+
+
+def delete(connection: Connection, queue: str) -> None:
+    connection.ask("queue_delete", f"queue {queue!r}", queue=queue)
 
 
 def look_up(connection: Connection, queue: str) -> Any:
@@ -218,5 +255,5 @@ def remove(connection: Connection, what: Topic | Subscription) -> None:
         staging.remove(connection, what.name)
     else:
         queue = queue_of(what)
-        connection.ask("queue_delete", f"queue {queue!r}", queue=queue)
+        delete(connection, queue)
         staging.remove(connection, queue)

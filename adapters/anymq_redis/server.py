@@ -23,6 +23,7 @@ from anymq.spi import (
     ClosedError,
     ConfigError,
     ConnectionLostError,
+    ThrottledError,
     Url,
     tls_context,
     tls_failure,
@@ -107,6 +108,8 @@ class Server:
         if isinstance(error, native.TimeoutError):
             tls = " (does it speak TLS there?)" if self._class is not redis.Connection else ""
             return ConnectionLostError(f"{what}: no answer within {self.timeout:g} s{tls}")
+        if isinstance(error, native.OutOfMemoryError) or str(error).startswith("BUSY "):
+            return ThrottledError(f"{what} for now: {error}")
         if isinstance(error, native.BusyLoadingError):
             return ConnectionLostError(f"{what}: the server is starting: {error}")
         if isinstance(error.__context__, ssl.SSLError) and (

@@ -183,7 +183,8 @@ class Broker(Closing):
 
     def check(self) -> None:
         """One cheap round trip; raises what is wrong: ConnectionLostError also while a lost
-        connection is being opened again, and says for how long."""
+        connection is being opened again, and says for how long; ThrottledError while the
+        broker takes no messages for now (RabbitMQ's alarms). Consuming goes on then."""
         self._usable()
         self._session.check()
 

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from anymq.errors import AnymqError
 
 log = logging.getLogger("anymq")
+
+
+class Once:
+    """Does something once. A try that Ctrl-C has ended does not count: the next one goes on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._who: object | None = None  # has done it, or is about to
+
+    def run(self, function: Callable[[float], None], until: float) -> None:
+        mine = object()
+        try:
+            with self._lock:
+                if self._who is not None:
+                    return
+                self._who = mine
+            function(until)
+        except Exception:
+            raise
+        except BaseException:
+            if self._who is mine:
+                self._who = None
+            raise
 
 
 class Closing:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from anymq.capabilities import Capabilities, Guarantee
+from anymq.closing import Once
 from anymq.dead_letter import letter
 from anymq.errors import (
     AnymqError,
@@ -26,7 +27,7 @@ from anymq.lanes import Lanes
 from anymq.leases import NEVER, Leases
 from anymq.message import LOST, REFUSED, SETTLED, Delivery, SendOutcome
 from anymq.producer import Producer
-from anymq.reopened import Reopened
+from anymq.reopened import CLOSE, Reopened
 from anymq.retry import Backoff, Retries, check_nack
 from anymq.session import Session
 from anymq.settling import OnRefused, Settling
@@ -94,8 +95,9 @@ class Consumer(Reopened):
         self._blocked = False  # a letter was not stored: hand out nothing more
         self._failure: BaseException | None = None
         self._stopping = self._closed = False
-        self._fetch_lock = threading.Lock()  # the receiver takes one call at a time
-        self._away = False  # its session is lost; the fetch lock is then the session's
+        self._once = Once()  # closed
+        self._fetcher: object | None = None  # who calls the receiver, which takes one at a time
+        self._away = False  # its session is lost; it is then the session's turn to fetch
         self._upkeep_wake = threading.Event()
         self._receiver = self._receive_from(adapter)
         self._settling = Settling(self._receiver, subscription, on_refused)
@@ -135,7 +137,7 @@ class Consumer(Reopened):
                 if self._stopping or (tried and left <= 0):
                     return []
                 room = self._room()
-                if self._lanes is not None or room <= 0 or not self._fetch_lock.acquire(False):
+                if self._lanes is not None or room <= 0 or self._fetcher is not None:
                     self._wait(left)
                     tried = True
                     continue
@@ -158,9 +160,7 @@ class Consumer(Reopened):
                 delivery.owner = self
                 held[delivery] = me
                 yield delivery
-            elif len(held) < self._prefetch and self._fetch_lock.acquire(False):
-                self._fetch(self._prefetch - len(held), 1.0)
-            else:
+            elif len(held) >= self._prefetch or not self._fetch(self._prefetch - len(held), 1.0):
                 yield from self._wait_for_one()
 
     def _wait_for_one(self) -> list[Delivery]:
@@ -233,43 +233,52 @@ class Consumer(Reopened):
         self._changed.wait(max(0.0, min(timeout, due)))
         self._waiters -= 1
 
-    def _notify(self) -> None:
-        if self._waiters:
-            with self._lock:
-                self._changed.notify_all()
-
     # fetching
 
-    def _fetch(self, limit: int, wait: float) -> None:
-        """One call of the receiver; the caller has taken the fetch lock."""
-        if self._kept:
-            wait = min(wait, SLICE)
+    def _fetch(self, limit: int, wait: float) -> bool:
+        """One call of the receiver. False when it is somebody else's turn.
+
+        An interrupt may come between any two calls: what was fetched is kept, and the turn ends.
+        """
+        mine = object()
+        fetched: Sequence[Delivery] = ()
         try:
-            fetched = self._receiver.receive(limit, wait)
-        except BaseException as error:
-            if isinstance(error, ConnectionLostError) and self._lost(error):
-                return
-            self._fetch_lock.release()
-            if isinstance(error, Exception):
+            with self._lock:
+                if self._fetcher is not None:
+                    return False
+                self._fetcher = mine
+                if self._lanes is not None:
+                    self._lanes.fetch_begins()
+            fetched = self._receiver.receive(limit, min(wait, SLICE) if self._kept else wait)
+            if self._retries.holds:
+                self._retries.remember(fetched)
+            back: Sequence[Delivery] = ()
+            with self._lock:
+                if self._lanes is not None:
+                    fetched, back = self._lanes.admit(fetched)
+                if not self._expiring and any(d.message.expires is not None for d in fetched):
+                    self._expiring, self._plain = True, False
+                if self._leased and self._leases.due == NEVER and fetched:
+                    self._leases.begin(fetched[0].deadline or time.monotonic())
+                    self._upkeep_wake.set()
+                self._buffer += fetched  # no call, so that no interrupt comes before the next line
+                fetched = ()
+            if back:
+                self._receiver.release(back)
+        except ConnectionLostError as error:
+            if not self._lost(error):
                 self._fail(error)
+                raise
+        except Exception as error:
+            self._fail(error)
             raise
-        if self._retries.holds:
-            self._retries.remember(fetched)
-        back: Sequence[Delivery] = ()
-        with self._lock:
-            if self._lanes is not None:
-                fetched, back = self._lanes.admit(fetched)
-            self._buffer.extend(fetched)
-            if not self._expiring and any(d.message.expires is not None for d in fetched):
-                self._expiring, self._plain = True, False
-            if self._leased and self._leases.due == NEVER and fetched:
-                self._leases.begin(fetched[0].deadline or time.monotonic())
-                self._upkeep_wake.set()
-            self._fetch_lock.release()  # not before: close() gives back what is in the buffer
-            if self._waiters:
-                self._changed.notify_all()
-        if back:
-            self._receiver.release(back)
+        finally:
+            if fetched:
+                self._buffer += fetched
+            if self._fetcher is mine:  # not before: close() gives back what is in the buffer
+                self._fetcher = None
+            self._notify()
+        return True
 
     def _fetch_ahead(self) -> None:
         """With lanes, what is waiting may be blocked while something else could be handled: a
@@ -279,10 +288,9 @@ class Consumer(Reopened):
             while not self._stopping:
                 with self._lock:
                     room = self._room()
-                    if room <= 0 or not self._fetch_lock.acquire(False):
+                    if room <= 0 or self._fetcher is not None:
                         self._wait(1.0)
                         continue
-                    self._lanes.fetch_begins()
                 self._fetch(room, 1.0)
         except AnymqError:
             pass  # _fetch has left it for the next call of the owner
@@ -436,11 +444,7 @@ class Consumer(Reopened):
         until = time.monotonic() + timeout
         if self._closed:
             self._raise_failure()
-        with self._lock:
-            self._waiters += 1
-            parked = self._changed.wait_for(lambda: not self._parking, timeout)
-            self._waiters -= 1
-        if not parked:
+        if not self._wait_until(lambda: not self._parking, timeout):
             raise ConnectionLostError(
                 f"{self._parking} dead letters of {self.subscription} are not stored after"
                 f" {timeout:g} s"
@@ -465,8 +469,9 @@ class Consumer(Reopened):
         parked = threading.Event()
 
         def done(outcome: SendOutcome) -> None:
-            self._parked(delivery, outcome.error)
-            parked.set()
+            if not parked.is_set():
+                self._parked(delivery, outcome.error)
+                parked.set()
 
         limits = letters.capabilities.limits
         try:
@@ -540,30 +545,31 @@ class Consumer(Reopened):
 
     def close(self, timeout: float = 10.0) -> None:
         """Stop; let what other threads are handling finish, at most `timeout` seconds; send the
-        last acks; give the rest back. A second close does nothing."""
-        with self._lock:
-            if self._closed:
-                return
-            self._stopping = True
-        until = time.monotonic() + timeout
+        last acks; give the rest back. A second close does nothing, but goes on with one that was
+        interrupted."""
+        self._once.run(self._close, time.monotonic() + timeout)
+
+    def _close(self, until: float) -> None:
         self.stop()
         me = self._me()
-        with self._lock:
-            self._waiters += 1
-            self._changed.wait_for(lambda: self._drained(me), timeout)
-            self._waiters -= 1
+        self._wait_until(lambda: self._drained(me), max(0.0, until - time.monotonic()))
         self._closed = True
         self._upkeep_wake.set()
         for thread in self._threads:
             thread.join(max(0.1, until - time.monotonic()))
-        if self._lanes is None and not self._away:  # else nobody fetches any more
-            self._fetch_lock.acquire(timeout=max(0.1, until - time.monotonic()))
+        if not self._away:  # else nobody fetches any more
+            left = max(0.1, until - time.monotonic())
+            self._wait_until(lambda: self._take_turn(CLOSE), left)
+        failure = None
         try:
             self._settling.flush()
             self._give_back()
-        finally:
-            if not self._away:  # else it was closed
-                self._receiver.close(max(0.1, until - time.monotonic()))
+        except Exception as error:  # noqa: BLE001 (raised below)
+            failure = error
+        if not self._away:  # else it was closed
+            self._receiver.close(max(0.1, until - time.monotonic()))
+        if failure is not None:
+            raise failure
 
     def _drained(self, me: object) -> bool:
         """Nothing is being handled, but by who closes, and cannot finish now."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 
 from anymq.errors import (
@@ -16,6 +19,7 @@ from anymq.errors import (
     SendUnknownError,
 )
 from anymq.message import STORED, Message, SendOutcome, Status
+from anymq.pump import Pump
 from anymq.spi import Done, Sender
 
 NEVER = float("inf")
@@ -60,8 +64,10 @@ class Waiting:
 class Outbox:
     """What waits in front of Sender.send, bounded in messages and bytes.
 
-    Whoever finds it idle pumps it: no thread, no linger; while one batch is in flight the next
-    one grows, and goes when that one is answered or when it is full.
+    Whoever finds it idle pumps it, without linger; while one batch is in flight the next one grows,
+    and goes when that one is answered or when it is full. A sender that waits for the network is
+    called on a thread of its own instead: nobody waits longer than he wants to, and nobody is kept
+    to send what others hand over.
 
     When its session is lost and `on_lost` says that another follows, it holds everything back
     until resume(): what was not handed over, and with `resend` also what is unknown, in order.
@@ -89,33 +95,45 @@ class Outbox:
         self.pending = self.pending_bytes = 0  # messages and bytes, waiting or in flight
         self.queued = 0  # messages
         self.in_flight = 0  # batches
-        self.pumping = False
+        self.pumping: object | None = None  # who hands over: a Done, or whatever is not None
+        self.current: Flight | None = None  # the last one that was begun
         self.waiters = 0
         self.held = False  # its session is lost; one of in_flight then stands for it
         self.unknown: list[Waiting] = []  # in the order of their answers, which is that of sending
         self.refused: list[Waiting] = []  # not handed over, in order, after those
+        self._thread = Pump()
 
     def put(self, chunk: Sequence[Message], done: Done, timeout: float) -> None:
         """Hand over a chunk in its turn. Raises BackPressureTimeout when there is no room for
         it within `timeout` seconds; then nothing of it was handed over."""
         count = len(chunk)
         size = len(chunk[0].body) if count == 1 else sum([len(m.body) for m in chunk])
-        with self.lock:
-            if self.pending and not self._fits(count, size):
-                self._wait(lambda: not self.pending or self._fits(count, size), timeout)
-            self.pending += count
-            self.pending_bytes += size
-            if self.in_flight or self.queue or self.pumping:
-                self.queue.append(Waiting(chunk, size, done, self._until()))
-                self.queued += count
-                if self.pumping or not self._ready():
-                    return
-                flight = self._next()
-            else:
-                self.in_flight = 1
-                flight = Flight(self, chunk, size, done)
-            self.pumping = True
-        self._pump(flight)
+        try:
+            with self.lock:
+                if self.pending and not self._fits(count, size):
+                    self._wait(lambda: not self.pending or self._fits(count, size), timeout)
+                if self.in_flight or self.queue or self.pumping:
+                    waiting = Waiting(chunk, size, done, self._until())
+                    # Up to the next call no interrupt comes: it finds all of this or nothing.
+                    self.queue += (waiting,)
+                    self.queued += count
+                    self.pending += count
+                    self.pending_bytes += size
+                    if self.pumping or not self._ready():
+                        return
+                    self.pumping = done
+                    flight = self._next()
+                else:
+                    flight = Flight(self, chunk, size, done)
+                    self.pumping, self.current, self.in_flight = done, flight, 1
+                    self.pending += count
+                    self.pending_bytes += size
+            self._start(flight)
+        except Exception:
+            raise
+        except BaseException as error:  # Ctrl-C
+            self._thread.run(functools.partial(self._go_on, done, error))
+            raise
 
     def drain(self, timeout: float) -> int:
         """Wait until everything is answered; how many messages are not."""
@@ -152,15 +170,26 @@ class Outbox:
         if self.waiters:
             self.changed.notify_all()
 
+    def close(self) -> None:
+        """After end(): nothing more is handed over."""
+        self._thread.close()
+
     # handing over
 
+    def _start(self, flight: Flight) -> None:
+        """Pump, here where that cannot wait. The caller has set pumping."""
+        if self.sender.waits:
+            self._thread.run(lambda: self._pump(flight))
+        else:
+            self._pump(flight)
+
     def _pump(self, flight: Flight) -> None:
-        """Hand over a batch, and what came meanwhile. The caller has set pumping."""
+        """Hand over a batch, and what came meanwhile."""
         while True:
             self._hand_over(flight)
             with self.lock:
                 if not self._ready():
-                    self.pumping = False
+                    self.pumping = None
                     if self.held:
                         self.changed.notify_all()  # resume() waits for this
                     return
@@ -179,22 +208,27 @@ class Outbox:
 
     def _next(self) -> Flight:
         """With the lock held: the next batch, made of the chunks that wait."""
-        waiting = self.queue.popleft()
-        self.queued -= len(waiting.chunk)
+        first = self.queue[0]
+        if len(self.queue) == 1 or len(first.chunk) >= self.sender.batch:
+            flight = Flight(self, first.chunk, first.size, first.done, (first,))
+        else:
+            flight = self._join()
+        self.current = flight  # before they are taken, see _go_on()
         self.in_flight += 1
-        if self.queue and len(waiting.chunk) < self.sender.batch:
-            return self._join(waiting)
-        return Flight(self, waiting.chunk, waiting.size, waiting.done, (waiting,))
+        for waiting in flight.joined:
+            self.queue.popleft()
+            self.queued -= len(waiting.chunk)
+        return flight
 
-    def _join(self, first: Waiting) -> Flight:
+    def _join(self) -> Flight:
         """Several waiting chunks as one batch."""
-        joined, size, parts = list(first.chunk), first.size, [first]
-        while self.queue and len(joined) < self.sender.batch:
-            more = self.queue.popleft()
-            self.queued -= len(more.chunk)
-            joined += more.chunk
-            size += more.size
-            parts.append(more)
+        joined: list[Message] = []
+        parts: list[Waiting] = []
+        for waiting in self.queue:
+            if len(joined) >= self.sender.batch:
+                break
+            joined += waiting.chunk
+            parts.append(waiting)
 
         def split(outcomes: Sequence[SendOutcome]) -> None:
             start = 0
@@ -203,7 +237,7 @@ class Outbox:
                 part.done(outcomes[start:end])
                 start = end
 
-        return Flight(self, joined, size, split, parts)
+        return Flight(self, joined, sum([part.size for part in parts]), split, parts)
 
     def _hand_over(self, flight: Flight) -> None:
         try:
@@ -223,20 +257,28 @@ class Outbox:
             unknown = SendUnknownError(f"the adapter failed: {error!r}; it may be stored")
             unknown.__cause__, unknown.lost = error, False
             flight.answered([SendOutcome(Status.UNKNOWN, unknown)] * len(flight.chunk))
-        except BaseException as error:  # Ctrl-C: nobody knows how far it came; others go on
+
+    def _go_on(self, pumper: object, error: BaseException) -> None:
+        """`pumper` was interrupted, perhaps while it handed over: answer what it left, of which
+        nobody knows how far it came, and go on in its place. On a thread of its own, where no
+        interrupt comes."""
+        flight = None
+        with self.lock:
+            if self.pumping is pumper:
+                flight = self.current
+            elif self.pumping is not None:
+                return
+            self.pumping = self
+            if flight is not None:  # it may not be out of the queue yet
+                self.queue = deque([each for each in self.queue if each not in flight.joined])
+            self.queued = sum([len(waiting.chunk) for waiting in self.queue])
+        if flight is not None:
             unknown = SendUnknownError(f"interrupted by {error!r}; it may be stored")
             unknown.lost = False
-            threading.Thread(
-                target=self._interrupted, args=(flight, unknown), name="anymq-send", daemon=True
-            ).start()
-            raise
-
-    def _interrupted(self, flight: Flight, why: SendUnknownError) -> None:
-        """Answer it where its sender did not, and go on in place of the thread that pumped."""
-        flight.answered([SendOutcome(Status.UNKNOWN, why)] * len(flight.chunk))
+            flight.finish(SendOutcome(Status.UNKNOWN, unknown))
         with self.lock:
             if not self._ready():
-                self.pumping = False
+                self.pumping = None
                 self.changed.notify_all()
                 return
             following = self._next()
@@ -266,11 +308,9 @@ class Outbox:
                 self.in_flight -= 1
             if self.pumping or not self._ready():
                 return
-            self.pumping = True
+            self.pumping = self
             flight = self._next()
-        # On a thread of its own: a sender that blocks keeps whoever pumps for as long as others
-        # hand over more.
-        threading.Thread(target=self._pump, args=(flight,), name="anymq-send", daemon=True).start()
+        self._thread.run(lambda: self._pump(flight))  # others may keep it busy, not who calls
 
     def expire(self, why: AnymqError) -> None:
         """Give up what could not be sent in its time."""
@@ -332,7 +372,7 @@ class Outbox:
 class Flight:
     """A batch on its way. `awaited`: what follows waits for its answer."""
 
-    __slots__ = ("awaited", "box", "chunk", "done", "joined", "over", "size")
+    __slots__ = ("awaited", "box", "chunk", "done", "joined", "outcomes", "settled", "size")
 
     def __init__(
         self,
@@ -348,7 +388,8 @@ class Flight:
         self.done = done
         self.joined = joined
         self.awaited = True
-        self.over = False  # it was answered
+        self.outcomes: Sequence[SendOutcome] | None = None
+        self.settled = False  # all were told, and it does not count any more
 
     def parts(self) -> Sequence[Waiting]:
         """The chunks that it is made of."""
@@ -360,10 +401,20 @@ class Flight:
         return awaited
 
     def answered(self, outcomes: Sequence[SendOutcome]) -> None:
+        if self.outcomes is None:  # else it was interrupted, and is answered twice
+            self.outcomes = outcomes
+            self._settle(outcomes)
+
+    def finish(self, outcome: SendOutcome) -> None:
+        """Whoever handed it over was interrupted: settle what is not. Some may be told twice."""
+        if self.outcomes is None:
+            self.outcomes = [outcome] * len(self.chunk)
+        if not self.settled:
+            self.joined, self.done = (), _again(self.parts())
+            self._settle(self.outcomes)
+
+    def _settle(self, outcomes: Sequence[SendOutcome]) -> None:
         box = self.box
-        if self.over:  # it was interrupted, and is answered twice
-            return
-        self.over = True
         count, size = len(outcomes), self.size
         if box.resend and outcomes.count(STORED) < count:
             kept = self._keep_unknown(outcomes)
@@ -373,16 +424,16 @@ class Flight:
             self.done(outcomes)
         with box.lock:
             box.in_flight -= self.awaited
-            self.awaited = False
+            self.awaited, self.settled = False, True
             box.pending -= count
             box.pending_bytes -= size
             if box.waiters:
                 box.changed.notify_all()
             if box.pumping or not box._ready():
                 return
-            box.pumping = True
+            box.pumping = self
             following = box._next()
-        box._pump(following)
+        box._start(following)
 
     def _keep_unknown(self, outcomes: Sequence[SendOutcome]) -> Sequence[Waiting]:
         """Tell the outcomes that are final; the rest is sent again on the next session."""
@@ -404,6 +455,20 @@ class Flight:
             assert error is not None
             box._tell_lost(tell, error)
         return kept
+
+
+def _again(parts: Sequence[Waiting]) -> Done:
+    """Tells those too who may have been told, and are then in the way of nobody."""
+
+    def done(outcomes: Sequence[SendOutcome]) -> None:
+        start = 0
+        for part in parts:
+            end = start + len(part.chunk)
+            with suppress(RuntimeError, InvalidStateError):
+                part.done(outcomes[start:end])
+            start = end
+
+    return done
 
 
 def _lost(outcome: SendOutcome) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anymq.capabilities import Capabilities, Guarantee
-from anymq.closing import Closing
+from anymq.closing import Closing, Once
 from anymq.errors import (
     AnymqError,
     BackPressureTimeout,
@@ -100,6 +100,7 @@ class Producer(Closing):
         self._away: AnymqError | None = None  # why nothing was sent, while it is held back
         self._over: AnymqError | None = None  # why nothing more can be sent
         self._closed = False
+        self._once = Once()  # closed
 
     # sending
 
@@ -276,27 +277,28 @@ class Producer(Closing):
     def close(self, timeout: float = 10.0) -> None:
         """Wait for the answers to what was handed over, at most `timeout` seconds, then end.
         Raises SendUnknownError when some did not come, ConnectionLostError for what was certainly
-        not sent. A second close does nothing."""
-        with self._lock:
-            if isinstance(self._over, ClosedError):
-                return
-            self._over = over = ClosedError(f"this producer to {self.topic} is closed")
-        until = time.monotonic() + timeout
+        not sent. A second close does nothing, but goes on with one that was interrupted."""
+        self._once.run(self._close, time.monotonic() + timeout)
+
+    def _close(self, until: float) -> None:
+        timeout = max(0.0, until - time.monotonic())
+        self._over = over = ClosedError(f"this producer to {self.topic} is closed")
         left = self._outbox.drain(timeout)
         with self._lock:
             self._closed = True
         failed = self._outbox.end(over)
         self._outbox.sender.close(max(0.0, until - time.monotonic()))
+        self._outbox.close()
         if left > failed:
             raise self._unanswered(left, timeout)
         if failed:
             raise ConnectionLostError(
-                f"{failed} messages to {self.topic} were not sent within {timeout:g} s of closing"
+                f"{failed} messages to {self.topic} were not sent within {timeout:.3g} s of closing"
             )
 
     def _unanswered(self, count: int, timeout: float) -> AnymqError:
         return SendUnknownError(
-            f"{count} messages to {self.topic} have no answer after {timeout:g} s:"
+            f"{count} messages to {self.topic} have no answer after {timeout:.3g} s:"
             " they may be stored"
         )
 
@@ -366,7 +368,6 @@ class SendMany:
 
     def send(self, messages: list[Message]) -> bool:
         chunk = self.prepare(messages)
-        self.sent.append(chunk)
         good = chunk.good()
         if good:
             try:
@@ -376,6 +377,7 @@ class SendMany:
                 self.broken = True
         else:
             chunk.done(())
+        self.sent.append(chunk)  # not before: an interrupt would wait for what never left
         while len(self.sent) >= CHUNKS_AHEAD or (self.sent and self.sent[0].outcomes is not None):
             self._take()
         return not self.broken

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,8 @@ from anymq.session import GOODBYE, Session
 from anymq.settling import Settling
 from anymq.spi import Adapter, Receiver, Subscription
 from anymq.throttle import Throttled
+
+SESSION, CLOSE = "a session that is lost", "close()"  # may fetch instead of a caller, and do not
 
 
 class Reopened(Throttled):
@@ -32,11 +33,12 @@ class Reopened(Throttled):
     _retries: Retries
     _buffer: deque[Delivery]
     _held: dict[Delivery, object]
+    _waiters: int  # for a change
     _stopping: bool
     _closed: bool
     _failure: BaseException | None
-    _fetch_lock: threading.Lock
-    _away: bool  # its session is lost; the fetch lock is then the session's
+    _fetcher: object | None
+    _away: bool  # its session is lost; it is then the session's turn to fetch
 
     def _receive_from(self, adapter: Adapter) -> Receiver:
         self._current: object | None = object()  # stands for the receiver in use
@@ -45,18 +47,36 @@ class Reopened(Throttled):
             self.subscription, self._prefetch, lambda claim: self._claim_ended(claim, current)
         )
 
+    def _take_turn(self, who: object) -> bool:
+        """With the lock held: is it theirs to fetch from now on? Then nobody else does."""
+        if self._fetcher is None:
+            self._fetcher = who
+        return self._fetcher is who
+
+    def _wait_until(self, over: Callable[[], bool], timeout: float) -> bool:
+        with self._lock:
+            self._waiters += 1
+            found = self._changed.wait_for(over, timeout)
+            self._waiters -= 1
+        return found
+
+    def _notify(self) -> None:
+        if self._waiters:
+            with self._lock:
+                self._changed.notify_all()
+
     def _again(self, error: AnymqError) -> bool:
         """True when another session follows."""
         return self._session is not None and self._session.lost(error, self)
 
     def _lost(self, error: AnymqError) -> bool:
-        """A fetch has found the session lost: True when another follows, which then takes over the
-        fetch lock, so that nobody tries this one again."""
+        """A fetch has found the session lost: True when another follows, whose turn it then is, so
+        that nobody tries this one again."""
         with self._lock:
             known = self._current is None  # lose() is under way
             if self._stopping or not (known or self._again(error)):
                 return False
-            self._away = True
+            self._fetcher, self._away = SESSION, True
             return True
 
     def lose(self, error: AnymqError) -> None:
@@ -64,11 +84,10 @@ class Reopened(Throttled):
             return
         self._current = None
         while not self._away:
-            if self._closed:  # close() has the fetch lock, keeps it, and does the rest
+            if self._closed:  # it is close()'s turn, which does the rest
                 return
             self._receiver.stop()
-            if self._fetch_lock.acquire(timeout=0.1):
-                self._away = True
+            self._away = self._wait_until(lambda: self._take_turn(SESSION), 0.1)
         self._receiver.close(GOODBYE)
         with self._lock:
             self._lose_all(lambda _: True)
@@ -87,8 +106,7 @@ class Reopened(Throttled):
             if not late:
                 self._leases.move(receiver)
                 self._receiver = receiver
-                self._away = False
-                self._fetch_lock.release()
+                self._fetcher, self._away = None, False
                 self._changed.notify_all()
         if late:
             receiver.close(0.0)

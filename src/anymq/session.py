@@ -7,13 +7,21 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Protocol, TypeVar
 
-from anymq.errors import AnymqError, ClosedError, ConnectionLostError, NotFoundError
+from anymq.errors import (
+    AnymqError,
+    ClosedError,
+    ConnectionLostError,
+    NotFoundError,
+    ThrottledError,
+)
 from anymq.spi import Adapter, Mode, Subscription, Topic
 
 log = logging.getLogger("anymq")
@@ -29,6 +37,8 @@ class ConnectionChange(Enum):
     LOST = "lost"  # the session, or what was opened on it, is over
     RETRYING = "retrying"  # it could not be opened again; another attempt follows
     CONNECTED = "connected"  # everything is open again
+    BLOCKED = "blocked"  # it lasts, but the broker takes no messages for now; consuming goes on
+    UNBLOCKED = "unblocked"  # it takes them again, or the connection has ended
     GAP = "gap"  # messages sent between `since` and `at` may have missed this subscription
 
 
@@ -38,12 +48,13 @@ class ConnectionEvent:
 
     change: ConnectionChange
     at: float
-    since: float  # when it was lost
+    since: float  # when it was lost, or blocked
     about: str  # the broker's URL without a password; of a GAP, the subscription
     error: AnymqError | None = None
 
     def __str__(self) -> str:
-        away = "" if self.change is ConnectionChange.LOST else f" ({self.at - self.since:.1f} s)"
+        news = self.change in (ConnectionChange.LOST, ConnectionChange.BLOCKED)
+        away = "" if news else f" ({self.at - self.since:.1f} s)"
         why = f": {self.error}" if self.error else ""
         return f"{self.about}: {self.change.value}{away}{why}"
 
@@ -102,7 +113,7 @@ class Session:
         reconnect: bool = True,
         on_connection: OnConnection | None = None,
     ) -> None:
-        self._open = open_adapter
+        self._open_adapter = open_adapter
         self._about = about
         self._reconnect = reconnect
         self._on_connection = on_connection
@@ -117,6 +128,11 @@ class Session:
         self._thread: threading.Thread | None = None
         self._before: threading.Thread | None = None  # may still be telling of its success
         self._closed = False
+        self._blocked: ThrottledError | None = None  # why the broker takes no messages
+        self._blocked_since = 0.0
+        self._news: deque[ConnectionEvent] = deque()  # of being blocked, not yet told
+        self._teller: threading.Thread | None = None
+        self._telling = threading.Lock()  # one event at a time
         self._pauses = pauses()
         self._connected = 0.0  # time.monotonic() of the last time
         self._over = False  # the adapter is closed, and there is no other yet
@@ -135,6 +151,11 @@ class Session:
                     raise
                 log.warning("%s; trying again for %.0f s", error, until - time.monotonic())
                 time.sleep(pause)
+
+    def _open(self) -> Adapter:
+        adapter = self._open_adapter()
+        adapter.on_blocked = partial(self._on_blocked, adapter)  # type: ignore[method-assign]
+        return adapter
 
     # what is opened on it
 
@@ -176,7 +197,8 @@ class Session:
                 raise self._lost_since() from error
 
     def check(self) -> None:
-        """Raises ConnectionLostError while it is lost, and what a round trip finds."""
+        """Raises ConnectionLostError while it is lost, ThrottledError while the broker takes no
+        messages, and what a round trip finds."""
         with self._lock:
             if self._away is not None:
                 raise self._lost_since() from self._away
@@ -185,10 +207,43 @@ class Session:
         except ConnectionLostError as error:
             self.lost(error)
             raise
+        if (why := self._blocked) is not None:
+            raise ThrottledError(f"for {time.time() - self._blocked_since:.1f} s now: {why}")
 
     def _lost_since(self) -> ConnectionLostError:
         away = time.time() - self._since
         return ConnectionLostError(f"{self._about}: lost for {away:.1f} s now: {self._away}")
+
+    # being blocked
+
+    def _on_blocked(self, adapter: Adapter, why: ThrottledError | None) -> None:
+        """On a thread of the client library, which must not wait: the callback is called on
+        another."""
+        change = ConnectionChange.BLOCKED if why else ConnectionChange.UNBLOCKED
+        with self._lock:
+            over = self._closed or adapter is not self.adapter
+            if over or (why is None) == (self._blocked is None):
+                return
+            now = time.time()
+            if why is not None:
+                self._blocked_since = now
+            self._blocked = why
+            self._news.append(ConnectionEvent(change, now, self._blocked_since, self._about, why))
+            if self._teller is None:
+                self._teller = threading.Thread(
+                    target=self._tell_news, name="anymq-session", daemon=True
+                )
+                self._teller.start()
+
+    def _tell_news(self) -> None:
+        while True:
+            with self._lock:
+                if not self._news:
+                    self._teller = None
+                    return
+                event = self._news.popleft()
+            log.warning("%s", event)
+            self._call_back(event)
 
     # losing it
 
@@ -272,43 +327,48 @@ class Session:
 
     def _reopen(self) -> None:
         """One attempt. Raises what stands in its way; what is open by then stays open."""
-        with self._lock:
-            broken = dict(self._broken)
-        for item, error in broken.items():
-            item.lose(error)
-        if self.adapter.lost:
-            self._replace(self.adapter.lost)
+        over = self.adapter.lost
+        if over:  # and with it everything that was open there
+            for item in self.attached():
+                self._break(item, over)
+        broken = self._let_go({})
+        if over:
+            self._replace()
         elif self._suspect:
             self.adapter.check()
         self._suspect = False
         if self._fresh:
             self._provision_again()
             self._fresh = False
+        for item, error in self._let_go(broken).items():  # and what was lost meanwhile
+            with self._lock:
+                self._broken.pop(item, None)  # before: it may be lost again at once
+            if not item.closed:
+                self._open_again(item, error)
+
+    def _let_go(self, before: Mapping[Attached, AnymqError]) -> Mapping[Attached, AnymqError]:
+        """All that is broken lets go of what it had, but for what did so `before`."""
         with self._lock:
             broken = dict(self._broken)
         for item, error in broken.items():
-            with self._lock:
-                self._broken.pop(item, None)  # before: it may be lost again at once
-            if item.closed:
-                continue
-            item.lose(error)
-            try:
-                missed = item.reopen(self.adapter)
-            except NotFoundError as gone:
-                item.end(gone)
-            except BaseException:
-                self._break(item, error)
-                raise
-            else:
-                if missed:
-                    self._tell(ConnectionChange.GAP, error, item)
-
-    def _replace(self, error: AnymqError) -> None:
-        """A new adapter for one that is over, and with it everything that was open there."""
-        for item in self.attached():
-            if not item.closed:
+            if item not in before and not item.closed:
                 item.lose(error)
-                self._break(item, error)
+        return broken
+
+    def _open_again(self, item: Attached, error: AnymqError) -> None:
+        try:
+            missed = item.reopen(self.adapter)
+        except NotFoundError as gone:
+            item.end(gone)
+        except BaseException:
+            self._break(item, error)
+            raise
+        else:
+            if missed:
+                self._tell(ConnectionChange.GAP, error, item)
+
+    def _replace(self) -> None:
+        """A new adapter for one that is over."""
         if not self._over:
             self._over = True
             with suppress(AnymqError):
@@ -351,9 +411,13 @@ class Session:
         event = ConnectionEvent(change, time.time(), since, str(about or self._about), error)
         if change is ConnectionChange.GAP:
             log.warning("%s", event)
+        self._call_back(event)
+
+    def _call_back(self, event: ConnectionEvent) -> None:
         if self._on_connection is not None:
             try:
-                self._on_connection(event)
+                with self._telling:
+                    self._on_connection(event)
             except Exception:
                 log.exception("on_connection has failed for: %s", event)
 

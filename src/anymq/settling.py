@@ -32,14 +32,23 @@ class Settling:
         self._counting = threading.Lock()
 
     def flush(self) -> None:
-        """Hand over the acks that wait. They are appended and taken one by one: both are atomic,
-        so that none is lost between threads."""
-        pop = self.waiting.popleft
-        with self._handing_over:
-            acks = [pop() for _ in range(len(self.waiting))]
-            refused = self._receiver.ack(acks) if acks else ()
-            if refused:  # before an ack(wait=True) that waits for the lock looks at its delivery
-                refused = self._count(refused)
+        """Hand over the acks that wait. Others append meanwhile; that, and taking the first, is
+        atomic, so that none is lost between threads. One that Ctrl-C has interrupted leaves them
+        to the next, which may then be refused some that were applied."""
+        waiting, acks = self.waiting, list[Delivery]()
+        try:
+            with self._handing_over:
+                for _ in range(len(waiting)):
+                    acks += (waiting[0],)  # without a call no interrupt comes in between
+                    del waiting[0]
+                refused = self._receiver.ack(acks) if acks else ()
+                if refused:  # before an ack(wait=True) that waits for the lock sees its delivery
+                    refused = self._count(refused)
+        except Exception:
+            raise
+        except BaseException:
+            waiting.extendleft(reversed(acks))
+            raise
         if refused:
             self._tell(refused)
 

@@ -139,7 +139,8 @@ class Sender(ABC):
     """Full batches that may be unanswered at once."""
 
     waits: bool = True
-    """Can send() wait for the network? Where it only hands over, an event loop calls it itself."""
+    """Can send() wait for the network? Then it is called on a thread of its own; where it only
+    hands over, on that of whoever sends, which may be that of an event loop."""
 
     @abstractmethod
     def send(self, batch: Sequence[Message], done: Done) -> None:
@@ -172,6 +173,8 @@ class Receiver(ABC):
     @abstractmethod
     def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         """At most `limit` deliveries; as soon as there is one; after `wait` seconds with none.
+        Deliveries themselves, no subclass: anymq.aio changes their class when it hands them out.
+        What the adapter needs to settle them goes into Delivery.handle.
 
         Never spins, never drops what it read. What cannot be decoded is delivered as it is.
         Raises the claim's error once the session is lost."""
@@ -227,6 +230,11 @@ class Adapter(ABC):
     lost: AnymqError | None = None
     """What ended this session and all that is open on it; None while it lasts, and where senders
     and receivers are lost one by one. Looking costs nothing."""
+
+    def on_blocked(self, why: ThrottledError | None) -> None:  # noqa: B027
+        """Set by the portable layer. Call it when the broker says that it takes no messages for
+        now, with its reason, and with None when it takes them again or the connection ended. From
+        any thread; it does not wait."""
 
     @abstractmethod
     def capabilities(self, at: Topic | Subscription) -> Capabilities:

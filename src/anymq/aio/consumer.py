@@ -85,7 +85,7 @@ class LoopConsumer(core.Consumer):
                 if self._stopping:
                     return []
                 room = self._room()
-                if fetched or room <= 0 or not self._fetch_lock.acquire(False):
+                if fetched or room <= 0 or self._fetcher is not None:
                     self._watching += 1
                     self._waiters += 1
                     return []
@@ -175,7 +175,7 @@ class LoopConsumer(core.Consumer):
     def _look(self) -> None:
         with self._lock:
             room = self._room()
-            if room <= 0 or not self._fetch_lock.acquire(False):
+            if room <= 0 or self._fetcher is not None:
                 self._looked()
                 self._wait(SLICE)
                 return

@@ -81,9 +81,8 @@ class Line:
             self._crossing.run_soon(self._run)
 
     def _put_here(self, handover: Handover) -> bool:
-        """Hand over on the loop, where that cannot wait: not for the network, and not for room."""
-        if self._outbox.sender.waits:
-            return False
+        """Hand over on the loop, unless there is no room. The outbox calls a sender that waits for
+        the network on a thread of its own."""
         try:
             self._outbox.put(handover.messages, self._done([handover]), 0.0)
         except BackPressureTimeout:

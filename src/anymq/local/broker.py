@@ -104,6 +104,11 @@ class LocalBroker:
         redis-cli: for `subprocess`."""
         return self._runner.tool(name)
 
+    def control(self, *argv: str) -> None:
+        """Run an administration tool that comes with the server, such as rabbitmqctl, with its
+        arguments."""
+        self._do(lambda: self._runner.control(argv), f"run {argv[0]} on")
+
     def output(self) -> str:
         """The last lines of its log, for error messages; empty for a broker given by URL."""
         return "\n".join(self._runner.output().splitlines()[-_LOG_LINES:])
@@ -144,11 +149,12 @@ class LocalBroker:
         if os.getpid() == self._owner:
             self.stop()
 
-    def _do(self, action: Callable[[], None]) -> None:
+    def _do(self, action: Callable[[], None], what: str = "") -> None:
         try:
             action()
         except OSError as error:
-            raise BrokerFailed(f"cannot {action.__name__} {self._kind.title}: {error}") from error
+            what = what or action.__name__
+            raise BrokerFailed(f"cannot {what} {self._kind.title}: {error}") from error
 
     def _failure(self, what: str) -> BrokerFailed:
         return BrokerFailed(

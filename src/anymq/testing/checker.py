@@ -34,6 +34,7 @@ class _State:
     failures: int = 0  # nacks
     last: Event | None = None  # the latest delivery
     settled: Event | None = None  # how that one was settled
+    lost: bool = False  # its consumer was told that it is no longer its own
     confirmed: bool = False  # the ack is known to be applied
     letters: int = 0
     letter_due: Event | None = None  # the event after which it belongs to the dead letters
@@ -78,6 +79,7 @@ class _Checker:
             Kind.SEND: self._send,
             Kind.RECEIVED: self._received,
             Kind.REFUSED: self._refused,
+            Kind.STALE: self._stale,
             Kind.LETTER: self._letter,
             Kind.FLUSHED: self._confirm,
             Kind.CLOSING: self._leaving,
@@ -131,6 +133,7 @@ class _Checker:
         self.holders.take(event)
         state.deliveries += 1
         state.last, state.settled, state.confirmed, state.due = event, None, False, None
+        state.lost = False
 
     def _judge_origin(self, event: Event, sent: _Sent | None) -> None:
         if sent is None:
@@ -177,7 +180,7 @@ class _Checker:
             return "after_ack"
         if not settled and self.order.taken_along(last):
             return "after_lane"
-        if self.fault and self.fault.at >= last.at:
+        if self.fault and (self.fault.at >= last.at or state.lost):  # or received meanwhile
             return "after_fault"
         end = self.ended.get(last.who)
         if end:
@@ -218,6 +221,13 @@ class _Checker:
         if state and state.settled and state.settled.who == event.who:
             state.failures -= state.settled.kind is Kind.NACK
             state.settled = state.acked = state.letter_due = state.due = None
+            state.lost = True
+
+    def _stale(self, event: Event) -> None:
+        """It was over before it was settled."""
+        state = self.states.get((event.where, event.id))
+        if state and state.last and state.last.who == event.who and state.settled is None:
+            state.lost = True
 
     def _confirm(self, event: Event) -> None:
         for state in self.unconfirmed.pop(event.who, ()):

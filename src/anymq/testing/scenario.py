@@ -16,6 +16,7 @@ from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
 from anymq.errors import AnymqError, PlannedError, UnsupportedError
 from anymq.local import Relay, relay_to
 from anymq.message import Message
+from anymq.session import ConnectionChange, ConnectionEvent, OnConnection
 from anymq.testing import front
 from anymq.testing.checker import check
 from anymq.testing.child import Child, ProcessChild, SessionChild
@@ -155,10 +156,22 @@ class Scenario:
     def link(self, **options: Any) -> Link:
         """Another session, whose connection can be cut and, but in process, stalled. `options` as
         for connect()."""
+        options["on_connection"] = self._noting(options.get("on_connection", lambda _: None))
         if self.column.in_process:
             return Link(self.history, self.connect(**options), None)
         relay, url = self.relay(self.url)
         return Link(self.history, self.connect(url, **options), relay)
+
+    def _noting(self, on_connection: OnConnection) -> OnConnection:
+        """What is handed out while the connection goes may be recorded after the fault; before
+        anything comes again its loss is noticed, and that is recorded, too."""
+
+        def told(event: ConnectionEvent) -> None:
+            if event.change is ConnectionChange.LOST:
+                self.history.add(Kind.FAULT, text="the loss is noticed")
+            on_connection(event)
+
+        return told
 
     def relay(self, url: str) -> tuple[Relay, str]:
         """A way to a URL that counts who connects, and the URL that leads through it."""

@@ -188,7 +188,7 @@ class NumbersAnew(Queue):
         super().give_back(entry)
 
 
-@mutant("ACK-03", "DDP-04", "HIS-01", "HIS-03")
+@mutant("ACK-03", "DDP-04", "HIS-01", "HIS-03", "LIF-14")
 class ForgetsTheCrashed(Queue):
     """What a crashed consumer held is gone."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from anymq.memory import MemoryAdapter
-from anymq.memory.adapter import MemoryReceiver
+from anymq.memory.adapter import MemoryReceiver, MemorySender
 from anymq.memory.broker import MemoryBroker, Queue
-from anymq.message import Claim
+from anymq.message import Claim, Message
+from anymq.spi import Done
 from anymq.testing.mutants.base import mutant
 
 
@@ -41,3 +42,14 @@ class GoesOnInAChild(MemoryAdapter):
         if name == "lost" and os.getpid() != self.__dict__.setdefault("pid", os.getpid()):
             return
         super().__setattr__(name, value)
+
+
+@mutant("LIF-14")
+class StoresWhatItRefuses(MemorySender):
+    """What is sent over a session that is lost is refused, and stored all the same."""
+
+    def send(self, batch: Sequence[Message], done: Done) -> None:
+        if self.session.lost:
+            for queue in self.session.broker.find(self.to).values():
+                queue.put(batch)
+        super().send(batch, done)
