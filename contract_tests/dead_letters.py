@@ -224,10 +224,10 @@ def letters_go_back(s: Scenario) -> None:
         if s.promised(Guarantee.ATTEMPT_COUNT):
             s.expect(each.attempt == 1, f"attempt 1, not {each.attempt}", each)
     for key in ("a", "b"):
-        got = [each.id for each in again if each.key == key]
+        got = ids(each for each in again if each.key == key)
         of_key = ids(message for message in sent if message.key == key)
         if not s.promised(Guarantee.ORDER_PER_KEY):
-            got, of_key = sorted(map(str, got)), sorted(of_key)
+            got, of_key = sorted(got), sorted(of_key)
         s.expect(got == of_key, f"key {key} in order, where there is one: {got}", again)
     for each in again:
         each.dead_letter("still no good")
