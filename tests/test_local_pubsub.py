@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from anymq import local
-from anymq.local import gcloud, search
+from anymq.local import container, gcloud
 from anymq.local.errors import BrokerFailed, NotPossibleHere
 from anymq.local.pubsub import Pstest, PubsubEmulator
 from anymq.local.relay import address
@@ -50,7 +50,7 @@ def test_without_the_sdk_pstest_comes_and_says_so(monkeypatch: pytest.MonkeyPatc
         raise NotPossibleHere("no Google Cloud SDK is installed")
 
     monkeypatch.setattr(gcloud, "_in_sdk", missing)
-    monkeypatch.setattr(search.container, "engine_answers", lambda: False)
+    monkeypatch.setattr(container, "engine_answers", lambda: False)
     said: list[str] = []
     with local.start("pubsub", progress=said.append) as broker:
         assert (broker.title, broker.evidence) == ("pstest", "stand-in")
@@ -59,7 +59,7 @@ def test_without_the_sdk_pstest_comes_and_says_so(monkeypatch: pytest.MonkeyPatc
 
 def test_without_both_it_is_said_what_would_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.setattr(search.container, "engine_answers", lambda: False)
+    monkeypatch.setattr(container, "engine_answers", lambda: False)
     monkeypatch.setattr("anymq.local.golang.cache_folder", lambda: Path("/nowhere"))
     with pytest.raises(local.BrokerMissing, match="install Go"):
         local.start("pubsub")

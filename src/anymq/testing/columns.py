@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anymq import registry
 from anymq.broker import Broker, connect
 from anymq.errors import AnymqError, ConfigError
-from anymq.testing.standins import DEVIATIONS, OPTIONS, Deviation
+from anymq.testing.standins import DEVIATIONS, OPTIONS, SECOND, Deviation
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Column:
     evidence     what it is: real, emulator, stand-in or in-process
     patience     seconds that a case waits for what should come before it is missing
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
+    second       another stand-in, whose opinion counts where this one is no judge
     local        the handle, where the suite started the broker itself
     options      what its URL says behind the `?`, where the suite makes the URL
     connect      how a case opens a session: anymq.connect(), or anything that returns the same
@@ -58,11 +59,13 @@ class Column:
     how: str = ""
     patience: float = 10.0
     deviations: Mapping[str, Deviation] = field(default_factory=dict)
+    second: Source | None = None
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
     connect: Callable[..., Broker] = connect
     _own: LocalBroker | None = None
+    _opinion: Column | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -82,6 +85,15 @@ class Column:
                 self._own = _start_local(_base(self.name)[0], self.progress)
             return self._own
 
+    def second_opinion(self) -> Column:
+        """The other stand-in, started when first needed. Raises ColumnMissing."""
+        assert self.second is not None
+        with self._lock:
+            if self._opinion is None:
+                self._opinion = self.second.open(self.progress)
+                self._opinion.connect = self.connect
+            return self._opinion
+
     def url_of(self, broker: LocalBroker) -> str:
         """How this column connects to it."""
         return self.with_options(broker.url)
@@ -96,7 +108,9 @@ class Column:
             self._own.stop()
         if self.local is not None:
             _shared.leave(self.local)
-        self._own = self.local = None
+        if self._opinion is not None:
+            self._opinion.close()
+        self._own = self.local = self._opinion = None
 
     def to_dict(self) -> dict[str, Any]:
         url = str(Url.parse(self.url))  # without its password
@@ -135,6 +149,8 @@ class Source:
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress
             column.deviations = DEVIATIONS.get(local.title, {})
+            if local.title in SECOND:
+                column.second = Source(f"{self.name.partition('@')[0]}@{SECOND[local.title]}")
         else:
             column = Column(self.name, self.url, _evidence(self.url), how="given by its URL")
         usual = PATIENCE.get(self.kind, column.patience)

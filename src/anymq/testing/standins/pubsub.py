@@ -52,3 +52,4 @@ PSTEST: dict[str, Deviation] = {
 TABLES = {"Google's Pub/Sub emulator": EMULATOR, "pstest": PSTEST}
 # Leases shorter than the service takes, so that tests need not wait so long.
 OPTIONS = dict.fromkeys(TABLES, "lease=3s")
+SECOND = {"Google's Pub/Sub emulator": "pstest"}
