@@ -28,7 +28,7 @@ VARIANTS = {  # the same broker, other options
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
-    "pubsub": 20.0,
+    "pubsub": 12.0,
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
 
