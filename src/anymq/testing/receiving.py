@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from anymq.consumer import Consumer
 from anymq.errors import AnymqError, LeaseLostError, RejectedError
 from anymq.message import Delivery, Message, SendOutcome, Status
-from anymq.spi import Refusal
+from anymq.spi import Adapter, Receiver, Refusal
 from anymq.testing.front import FrontConsumer
 from anymq.testing.history import Event, History, Kind, digest
 from anymq.topics import Subscription
@@ -115,6 +116,8 @@ class RecordingConsumer:
         of: Subscription | None = None,
     ) -> None:
         self.raw = raw
+        if isinstance(raw, Consumer):
+            self._note_reopening(raw)
         self.name = name
         self.history = history
         self.patience = patience
@@ -271,6 +274,17 @@ class RecordingConsumer:
         letters.forward = failing  # type: ignore[method-assign]
 
     # the history
+
+    def _note_reopening(self, raw: Consumer) -> None:
+        """A session may have several connections and tells the first that is lost: what this one
+        had until it is opened again went with it."""
+        opening = raw._receive_from
+
+        def again(adapter: Adapter) -> Receiver:
+            self.note(Kind.FAULT, text="the consumer is opened again")
+            return opening(adapter)
+
+        raw._receive_from = again  # type: ignore[method-assign]
 
     def note(self, kind: Kind, **rest: Any) -> Event:
         return self.history.add(kind, self.name, self._where, **rest)
