@@ -47,6 +47,7 @@ class Column:
     patience     seconds that a case waits for what should come before it is missing
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
     second       another stand-in, whose opinion counts where this one is no judge
+    asked        what that one is, once it was asked
     local        the handle, where the suite started the broker itself
     options      what its URL says behind the `?`, where the suite makes the URL
     connect      how a case opens a session: anymq.connect(), or anything that returns the same
@@ -60,6 +61,7 @@ class Column:
     patience: float = 10.0
     deviations: Mapping[str, Deviation] = field(default_factory=dict)
     second: Source | None = None
+    asked: str = ""
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
@@ -92,6 +94,7 @@ class Column:
             if self._opinion is None:
                 self._opinion = self.second.open(self.progress)
                 self._opinion.connect = self.connect
+                self.asked = self._opinion.version
             return self._opinion
 
     def url_of(self, broker: LocalBroker) -> str:
@@ -120,6 +123,7 @@ class Column:
             "evidence": self.evidence,
             "version": self.version,
             "how": self.how,
+            "second_opinion": self.asked,
         }
 
 
