@@ -45,7 +45,9 @@ def creating_is_idempotent(s: Scenario) -> None:
         s.exercised("conflicts", len(conflicts))
     sent += producer.send(3)
     taken = consumer.drain(sent)
-    s.expect(ids(taken) == ids(sent), "all arrives, before and after, as if nothing had been", sent)
+    s.expect(
+        s.ids(taken) == s.ids(sent), "all arrives, before and after, as if nothing had been", sent
+    )
     s.judge("lost", "redelivered", at_least=6)
 
 
@@ -87,7 +89,7 @@ def removed_is_gone(s: Scenario) -> None:
         fresh = s.consumer()
         sent = s.producer().send(3)
         got = fresh.drain(sent)
-        s.expect(ids(got) == ids(sent), f"made again it has what is sent now: {ids(got)}", sent)
+        s.expect(s.ids(got) == s.ids(sent), f"made again it has what is sent now: {ids(got)}", sent)
         fresh.close()
         s.exercised("messages that were there before", len(held))
 
@@ -192,7 +194,7 @@ def names_and_addresses(s: Scenario) -> None:
     consumer = s.consumer(longest)
     s.broker.provision(there)
     sent = s.producer(there).send(3)
-    s.expect(ids(consumer.drain(sent)) == ids(sent), "an address leads to what is there", sent)
+    s.expect(s.ids(consumer.drain(sent)) == s.ids(sent), "an address leads to what is there", sent)
     error = s.error_of(lambda: s.broker.remove(there))
     s.expect(isinstance(error, ConfigError), f"an address is not ours to remove: {error!r}")
     sent = s.producer(there).send(1)
@@ -234,7 +236,7 @@ def made_at_once(s: Scenario) -> None:
         consumer = s.consumer(subscription)
         sent = s.producer(topic, broker=sessions[-1]).send(5)
         got = consumer.drain(sent)
-        s.expect(ids(got) == ids(sent), f"one queue, with each message once: {ids(got)}", sent)
+        s.expect(s.ids(got) == s.ids(sent), f"one queue, with each message once: {ids(got)}", sent)
         consumer.close()
         if keeps:
             s.broker.provision(topic, subscription, mode="validate")

@@ -112,7 +112,7 @@ def _expired_before_a_consumer(s: Scenario) -> None:
     got = s.consumer(later).drain(lasting, linger=0.5)
     late = [taken for taken in got if taken.id in ids(expiring)]
     s.expect(not late, "who comes later gets none that expired", late)
-    s.expect(ids(got) == ids(lasting), "and all others", lasting, got)
+    s.expect(s.ids(got) == s.ids(lasting), "and all others", lasting, got)
 
 
 def _expired_before_it_was_due(s: Scenario) -> None:

@@ -58,7 +58,9 @@ def an_ephemeral_group(s: Scenario) -> None:
     during = s.producer().send(10)
     for guest in guests:
         got = guest.drain(during)
-        s.expect(ids(got) == ids(during), "each gets all that was sent since, once", during, got)
+        s.expect(
+            s.ids(got) == s.ids(during), "each gets all that was sent since, once", during, got
+        )
         guest.close()
     after = s.producer().send(5)
     work.drain(before + during + after)

@@ -42,7 +42,7 @@ def closing_lets_handlers_finish(s: Scenario) -> None:
     left = [message for message in sent if message.id not in ids(consumer.taken)]
     keeps = s.promised(Guarantee.AT_LEAST_ONCE)
     again = s.consumer().drain(left if keeps else [])
-    s.expect(ids(again) == ids(left) if keeps else not again, "the others, no more", again)
+    s.expect(s.ids(again) == s.ids(left) if keeps else not again, "the others, no more", again)
     s.judge("after_ack", "concurrent", *(["lost"] if keeps else []))
 
 

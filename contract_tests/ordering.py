@@ -113,7 +113,7 @@ def order_after_nack(s: Scenario) -> None:
     s.exercised("given back", again.count, 20)
 
 
-@contract("ORD-05", Guarantee.ORDER_COMPETING, subscription=ORDERED)
+@contract("ORD-05", Guarantee.ORDER_COMPETING, subscription=ORDERED, deadline=120.0)
 def order_when_consumers_come_and_go(s: Scenario) -> None:
     """Consumers join, leave with deliveries unsettled, and crash: no key goes back or ahead."""
     here = s.consumer(broker=s.connect(), prefetch=5)

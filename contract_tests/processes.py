@@ -12,7 +12,6 @@ from anymq import Guarantee, Message
 from anymq.errors import AnymqError
 from anymq.testing.contract import UNIVERSAL, contract
 from anymq.testing.leftovers import left_behind
-from anymq.testing.receiving import ids
 from anymq.testing.scenario import Scenario
 from anymq.topics import Topic
 
@@ -37,7 +36,7 @@ def stopped_and_started_again(s: Scenario) -> None:
     again = s.consumer(broker=s.connect())
     after = producer.send(5)
     got = again.drain(missed + after)
-    s.expect(ids(got) == ids(missed + after), "what it missed, then what came since", missed)
+    s.expect(s.ids(got) == s.ids(missed + after), "what it missed, then what came since", missed)
     s.judge("lost", "redelivered", at_least=10)
 
 

@@ -105,10 +105,12 @@ def a_retry_blocks_nobody(s: Scenario) -> None:
     """While as many as the prefetch wait for their retry, all others are handled."""
     consumer = s.consumer(prefetch=4)
     producer = s.producer()
-    failing, others = producer.send(4), producer.send(20)
-    for taken in consumer.take(len(failing)):
+    sent = producer.send(24)
+    failing = consumer.take(4)
+    for taken in failing:
         taken.nack(delay=3.0)
-    consumer.drain(failing + others, within=s.patience + 3.0)
+    others = [message for message in sent if message.id not in ids(failing)]
+    consumer.drain(sent, within=s.patience + 3.0)
     order = ids(consumer.taken)[len(failing) :]
     retried = [order.index(name) for name in ids(failing) if name in order]
     before = order[: min(retried, default=0)]

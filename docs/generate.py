@@ -36,7 +36,7 @@ LIMIT_NAMES = {
     "reserved": "header names of the broker's own",
     "delay": "longest delay, seconds",
     "nack_delay": "longest delay of a nack at the broker, seconds",
-    "nack_step": "step of that delay, seconds",
+    "nack_step": "such a delay is rounded up to a multiple of, seconds",
     "lease": "lease, seconds",
     "hold": "longest that a delivery may stay unsettled, seconds",
     "attempts": "the broker's own limit, deliveries",
@@ -117,6 +117,13 @@ def kinds(backend: Backend) -> list[Kind]:
             Kind("standard", PLAIN, options),
             Kind("ordered FIFO", ORDERED, {**options, "fifo": True}),
             Kind("behind SNS", PLAIN, {**options, "fanout": "sns"}),
+        ]
+    if "exactly_once" in options:
+        return [
+            Kind("usual", PLAIN, options),
+            Kind("ordered", ORDERED, options),
+            Kind("exactly once", PLAIN, {**options, "exactly_once": True}),
+            Kind("retained", PLAIN, {**options, "retain": True}),
         ]
     both = [Kind("usual", PLAIN, options), Kind("ordered", ORDERED, options)]
     same = all(

@@ -32,6 +32,7 @@ from anymq_pubsub.client import Client, routed
 POLL = 1.0  # seconds that a Pull waits for a first message
 GRACE = 1.0  # seconds more that its answer may take: the emulator answers so long before the end
 PATIENCE = 60.0  # the same, at most, where answers are seen to take longer
+FIRST_PAUSE = 0.05  # seconds after an empty answer that came at once; twice as long each time
 MOST = 1000  # messages of one Pull, and ack ids of one request
 PULLS = 4  # without an answer
 FRESH = 0.5  # seconds of its lease that a delivery has left when it is handed out, at least
@@ -71,6 +72,7 @@ class PubsubReceiver(Receiver):
         self._changed = threading.Condition()
         self._arrived: deque[tuple[Any, float]] = deque()  # and the end of its lease
         self._grace = GRACE
+        self._pause = self._not_before = 0.0  # until the next Pull
         self._calls: dict[Any, int] = {}  # Pulls without an answer: messages asked for
         self._unsettled: dict[Handle, None] = {}
         self._open_acks: AnymqError | None = None  # why some have no answer
@@ -89,14 +91,14 @@ class PubsubReceiver(Receiver):
                 if self._stopping:
                     return ()
                 wanted = min(limit - sum(self._calls.values()), MOST)
-                if wanted <= 0 or len(self._calls) >= PULLS:
-                    wanted = 0
-                    left = until - time.monotonic()
-                    if left <= 0:
+                now = time.monotonic()
+                may = now >= self._not_before
+                if wanted <= 0 or len(self._calls) >= PULLS or not may:
+                    if now >= until:
                         return ()
-                    self._changed.wait(left)
-            if wanted:
-                self._pull(wanted)
+                    self._changed.wait((until if may else min(until, self._not_before)) - now)
+                    continue
+            self._pull(wanted)
 
     def _pull(self, wanted: int) -> None:
         request = Pull(subscription=self._path, max_messages=wanted)
@@ -106,9 +108,10 @@ class PubsubReceiver(Receiver):
         )
         with self._changed:
             self._calls[call] = wanted
-        call.add_done_callback(self._answered)
+        began = time.monotonic()
+        call.add_done_callback(lambda call: self._answered(call, began))
 
-    def _answered(self, call: Any) -> None:
+    def _answered(self, call: Any, began: float) -> None:
         """On a thread of gRPC."""
         now = time.monotonic()
         error = errors.of(call)
@@ -118,6 +121,7 @@ class PubsubReceiver(Receiver):
             if error is None:
                 until = now + self._lease
                 found = call.result().received_messages
+                self._pace(bool(found) or now - began > POLL / 4, now)
                 others = [
                     each.ack_id for each in found if not wire.is_for(each.message, self._path)
                 ]
@@ -134,6 +138,12 @@ class PubsubReceiver(Receiver):
                 found = ConnectionLostError(str(found))
                 found.__cause__ = error
             self._end(found)
+
+    def _pace(self, slow: bool, now: float) -> None:
+        """With the lock held: the service may say at once that there is nothing, again and
+        again."""
+        self._pause = 0.0 if slow else min(2 * self._pause or FIRST_PAUSE, POLL)
+        self._not_before = now + self._pause
 
     def _drop(self, ids: list[str]) -> None:
         """What is meant for another subscription. One that stays comes again."""

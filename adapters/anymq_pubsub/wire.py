@@ -192,5 +192,5 @@ def _parked(headers: dict[str, str]) -> None:
     headers["anymq-dead-reason"] = "broker_limit"
     headers["anymq-dead-attempts"] = headers.pop(PARKED + "DeliveryCount")
     origin = headers.pop(PARKED + "Subscription", None)
-    if origin is not None:
-        headers["anymq-dead-origin"] = origin
+    if origin is not None:  # topic_subscription, of anymq's own
+        headers["anymq-dead-origin"] = origin.replace("_", "/", 1)

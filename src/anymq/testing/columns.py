@@ -15,7 +15,7 @@ from anymq import registry
 from anymq.broker import Broker, connect
 from anymq.capabilities import Level
 from anymq.errors import AnymqError, ConfigError
-from anymq.testing.standins import OPTIONS, Deviation, deviations
+from anymq.testing.standins import OPTIONS, Deviation, deviations, second
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ VARIANTS = {  # the same broker, other options
     "sqs-fifo": ("sqs", "fifo=true"),
     "sqs-sns": ("sqs", "fanout=sns"),
     "sqs-rough": ("sqs", ""),  # through what disturbs it
+    "pubsub-once": ("pubsub", "lease=3s&exactly_once=true"),
+    "pubsub-retained": ("pubsub", "lease=3s&retain=true"),
 }
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
-    "pubsub": 20.0,
+    "pubsub": 12.0,
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
 LEASES = {"sqs": 4.0}  # seconds
@@ -67,6 +69,8 @@ class Column:
                  end of the lease brings back what a dead consumer held
     patience     seconds that a case waits for what should come before it is missing
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
+    second       another stand-in, whose opinion counts where this one is no judge
+    asked        what that one is, once it was asked
     local        the handle, where the suite started the broker itself
     options      what its URL says behind the `?`, where the suite makes the URL
     only         the level whose contracts are run: of what is usually so, where a stand-in is
@@ -82,6 +86,8 @@ class Column:
     patience: float = 10.0
     lease: float | None = None
     deviations: Mapping[str, Deviation] = field(default_factory=dict)
+    second: Source | None = None
+    asked: str = ""
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
@@ -89,6 +95,7 @@ class Column:
     connect: Callable[..., Broker] = connect
     _own: LocalBroker | None = None
     _rough: RoughSqs | None = None
+    _opinion: Column | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -107,6 +114,16 @@ class Column:
             if self._own is None:
                 self._own = _start_local(_base(self.name)[0], self.progress)
             return self._own
+
+    def second_opinion(self) -> Column:
+        """The other stand-in, started when first needed. Raises ColumnMissing."""
+        assert self.second is not None
+        with self._lock:
+            if self._opinion is None:
+                self._opinion = self.second.open(self.progress)
+                self._opinion.connect = self.connect
+                self.asked = self._opinion.version
+            return self._opinion
 
     def url_of(self, broker: LocalBroker) -> str:
         """How this column connects to it."""
@@ -135,7 +152,9 @@ class Column:
             self._own.stop()
         if self.local is not None:
             _shared.leave(self.local)
-        self._own = self.local = None
+        if self._opinion is not None:
+            self._opinion.close()
+        self._own = self.local = self._opinion = None
 
     def to_dict(self) -> dict[str, Any]:
         url = str(Url.parse(self.url))  # without its password
@@ -145,6 +164,7 @@ class Column:
             "evidence": self.evidence,
             "version": self.version,
             "how": self.how,
+            "second_opinion": self.asked,
         }
 
 
@@ -174,6 +194,8 @@ class Source:
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress
             column.deviations = deviations(local.title, self.name)
+            if other := second(local.title, self.name):
+                column.second = Source(f"{self.name.partition('@')[0]}@{other}")
         else:
             column = Column(self.name, self.url, _evidence(self.url), how="given by its URL")
         if self.name.partition("@")[0] == "sqs-rough":

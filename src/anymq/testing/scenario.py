@@ -25,7 +25,7 @@ from anymq.testing.contract import Contract, is_of_topic
 from anymq.testing.findings import NEVER, Judgement
 from anymq.testing.history import Event, History, Kind
 from anymq.testing.link import Link
-from anymq.testing.receiving import RecordingConsumer, Taken, place
+from anymq.testing.receiving import RecordingConsumer, Taken, ids, place
 from anymq.testing.sending import RecordingProducer
 from anymq.testing.verdict import Observed, Violation
 from anymq.topics import Subscription, Topic
@@ -116,6 +116,12 @@ class Scenario:
         """Can the broker be killed, paused, restarted? Only in a contract that needs or wants it:
         it then has a broker of its own."""
         return self.local is not None
+
+    def ids(self, messages: Iterable[Witness]) -> list[str]:
+        """Their ids, to compare what came with what was sent: in their order where the whole
+        queue keeps one, else sorted, for then any order will do."""
+        found = ids(one for one in messages)
+        return found if self.promised(Guarantee.ORDER_QUEUE) else sorted(found)
 
     # objects
 

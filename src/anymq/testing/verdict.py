@@ -62,6 +62,7 @@ class Cell:
     witness: list[Event] = field(default_factory=list)
     seconds: float = 0.0
     fact: Fact | None = None  # what is declared, and why; None where nothing is
+    judged_on: str = ""  # the stand-in that decided, where it is not the column's own
 
     @property
     def failing(self) -> bool:
@@ -75,6 +76,7 @@ class Cell:
             "witness": [event.to_dict() for event in self.witness],
             "reason": self.fact.reason if self.fact else "",
             "seconds": round(self.seconds, 3),
+            "judged_on": self.judged_on,
         }
 
 

@@ -14,14 +14,14 @@ class Deviation:
     always  it shows in every run, so that a run in which it does not is a finding. False: by
             chance, or where the case would see nothing either way
     error   the class of the error that the case ends with for it; any other is a fault of ours
-    harms   the case would end the stand-in, so it is not run there
+    run     False: the case is not run there, for it would end the stand-in, or take minutes
     """
 
     how: str
     source: str
     always: bool = True
     error: str | None = None
-    harms: bool = False
+    run: bool = True
 
     def __str__(self) -> str:
         return f"{self.how} ({self.source})"

@@ -34,3 +34,5 @@ MINISTACK = {
 }
 ELASTICMQ = {**_BOTH, "ADM-03": _PURGE}
 TABLES = {"ministack": MINISTACK, "ElasticMQ": ELASTICMQ}
+# ElasticMQ has no SNS, and what disturbs one stand-in disturbs both.
+SECOND = {"ministack": "elasticmq", "ministack, sqs-sns": "", "ministack, sqs-rough": ""}
