@@ -33,23 +33,25 @@ _VARIANTS: dict[tuple[str, str], Callable[[], Kind]] = {
     ("sqs", "elasticmq"): ElasticMQ,
     ("pubsub", "pstest"): Pstest,
 }
-_OTHERWISE = {"sqs": ElasticMQ, "pubsub": Pstest}  # what is taken where the first choice is missing
+_OTHERWISE: dict[str, Callable[[], Kind]] = {"sqs": ElasticMQ, "pubsub": Pstest}
+"""What is taken where the first choice is missing."""
 
 
 def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
     """Find or start a broker on this machine and return it when it serves.
 
-    `name` is "rabbitmq", "redis", "kafka", "sqs" or "pubsub", or with a version, as in "rabbitmq@4.0";
-    without one it is the newest that can be had. "kafka@stock" has the timeouts that Kafka comes
-    with, where "kafka" has short ones, for tests. "pubsub" is what stands in for the service:
+    `name` is "rabbitmq", "redis", "kafka", "sqs" or "pubsub", or with a version, as in
+    "rabbitmq@4.0"; without one it is the newest that can be had. "kafka@stock" has the timeouts
+    that Kafka comes with, where "kafka" has short ones, for tests. "sqs" and "pubsub" are what
+    stands in for the services: ministack, else ElasticMQ, which "sqs@elasticmq" is everywhere;
     Google's emulator where the Google Cloud SDK has it, else pstest, which "pubsub@pstest" is
     everywhere. The ways, first that works: a URL in `ANYMQ_RABBITMQ_URL`, `ANYMQ_REDIS_URL` and so
     on; a container (image in `ANYMQ_RABBITMQ_IMAGE` and so on); for RabbitMQ and Redis a private
     Debian system, for root, a program that is installed, the distribution's package, for root; for
-    Kafka `KAFKA_HOME`, then its jars by Maven; "sqs" is ministack, from PyPI, or "sqs@elasticmq",
-    by Maven; for pstest its Go module. What is fetched or built
-    is kept in the user's cache. `progress` gets a line for each thing that takes time or does not
-    work; by default it goes to standard error. May be called in several threads at once.
+    Kafka `KAFKA_HOME`, then its jars by Maven; for ElasticMQ its jars; for ministack its package
+    from PyPI; for pstest its Go module. What is fetched or built is kept in the user's cache.
+    `progress` gets a line for each thing that takes time or does not work; by default it goes to
+    standard error. May be called in several threads at once.
 
     Raises BrokerMissing, in one line, when no way works; BrokerFailed when the given URL does
     not answer; ValueError for a name or version that is not known.
