@@ -99,8 +99,7 @@ def unknown_sends_are_sent_again_in_their_order(s: Scenario) -> None:
     s.expect(report.failed + report.unknown == 0, f"all are stored: {report}", *sent[:1])
     s.until(lambda: len(set(ids(consumer.taken))) == len(sent), AGAIN)
     consumer.stop()
-    ordered = s.capabilities(s.new_subscription("work", ordered=True)).limits
-    order = ["inversion"] if ordered.order is not Scope.NONE else []
+    order = ["inversion"] if s.capabilities().limits.order is not Scope.NONE else []
     s.judge("lost", "ghost", *order, at_least=SENDS)
 
 
