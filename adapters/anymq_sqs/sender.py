@@ -121,6 +121,8 @@ class SqsSender(Sender):
             with self._lock:
                 self._flying -= 1
                 self._idle += 1
+                if self._waiting:  # this thread tells of its answers first
+                    self._work_came.notify()
                 if self._target.fifo:
                     self._busy.difference_update(entry.group for entry in entries)
             self._tell()
