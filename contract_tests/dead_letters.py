@@ -12,10 +12,11 @@ from anymq import Broker, Guarantee, Message, Subscription
 from anymq.errors import AnymqError, ConfigError, DecodeError, NotFoundError
 from anymq.testing.contract import contract
 from anymq.testing.history import Kind
-from anymq.testing.receiving import HandlerError, Taken, ids
+from anymq.testing.receiving import HandlerError, RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 
 PARKED = {"dead_letter": True, "max_attempts": 3}
+LENT = 35.0  # seconds: what a session held that is cut off may be lent to it for so long
 LOOKS = 30  # at a letter: more deliveries than any broker's usual limit
 LETTERS = ("letter_missing", "letter_and_processed", "letter_duplicated")
 EMPTY_JSON = b"{}"
@@ -206,17 +207,17 @@ def never_neither(s: Scenario) -> None:
 @contract("DLQ-08", Guarantee.DEAD_LETTER, subscription=PARKED, deadline=120.0)
 def letters_go_back(s: Scenario) -> None:
     """Redriven letters are handled anew from attempt 1: whole, in order, by their subscription."""
-    other = s.new_subscription("other")
-    s.provision(other)
+    other = s.another("other")
+    s.provision(other.topic, other)
     sent = s.producer().send(40, keys=("a", "b"), headers={"own": "kept"}, reply_to="answers")
-    s.consumer(other).drain(sent)
+    s.consumer(other).drain(sent if other.topic is s.topic else [])
     _park(s, 40)
     some = s.broker.redrive(s.subscription, limit=10)
     s.expect(some.redriven == 10, f"no more than the limit: {some}")
     rest = s.broker.redrive(s.subscription)
     s.expect(rest.redriven == 30, f"and then the rest: {rest}")
     consumer = s.consumer(prefetch=100)
-    again = consumer.take(40)
+    again = _bury(consumer, 40, "still no good")
     for each in again:
         told = dead_headers([each])
         s.expect(told == {"redriven": "1"}, f"of its death only this is told: {told}", each)
@@ -224,14 +225,16 @@ def letters_go_back(s: Scenario) -> None:
         if s.promised(Guarantee.ATTEMPT_COUNT):
             s.expect(each.attempt == 1, f"attempt 1, not {each.attempt}", each)
     for key in ("a", "b"):
-        got = [each.id for each in again if each.key == key]
-        s.expect(got == ids(m for m in sent if m.key == key), f"key {key} in order: {got}", again)
-    for each in again:
-        each.dead_letter("still no good")
+        got = ids(each for each in again if each.key == key)
+        of_key = ids(message for message in sent if message.key == key)
+        if not s.promised(Guarantee.ORDER_PER_KEY):
+            got, of_key = sorted(got), sorted(of_key)
+        s.expect(got == of_key, f"key {key} in order, where there is one: {got}", again)
     consumer.close()
-    more = s.consumer(other).watch(0.3)
-    s.expect(not more, "the other subscription gets nothing again", more)
     _redrive_cut_short(s, sent)
+    marker = s.producer().send()  # with this all that came before is there
+    more = [taken for taken in s.consumer(other).drain(marker) if taken.id not in ids(marker)]
+    s.expect(not more, "the other subscription gets nothing again", more)
 
 
 def _redrive_cut_short(s: Scenario, sent: Sequence[Message]) -> None:
@@ -246,12 +249,15 @@ def _redrive_cut_short(s: Scenario, sent: Sequence[Message]) -> None:
     s.exercised("messages that were redriven before the cut", len(seen))
     with contextlib.suppress(AnymqError):
         moving.result()
-    s.broker.redrive(s.subscription)
     for each in seen:
         each.ack()
-    missing = [message for message in sent if message.id not in ids(seen)]
-    found = consumer.drain(missing)
-    lost = [message for message in missing if message.id not in ids(found)]
+    found: list[Taken] = []
+    lost: Sequence[Message] = sent
+    until = time.monotonic() + LENT
+    while lost and time.monotonic() < until:
+        s.broker.redrive(s.subscription)
+        found += consumer.drain([one for one in lost if one.id not in ids(seen)])
+        lost = [message for message in sent if message.id not in ids([*seen, *found])]
     s.expect(not lost, f"none is missing after a redrive that was cut short, but {len(lost)}", lost)
     twice = {dead_headers([each]).get("redriven") for each in [*seen, *found]}
     s.expect(twice <= {"2"}, f"it is counted: {twice}", seen)
@@ -259,9 +265,18 @@ def _redrive_cut_short(s: Scenario, sent: Sequence[Message]) -> None:
 
 def _park(s: Scenario, count: int) -> None:
     consumer = s.consumer()
-    for each in consumer.take(count):
-        each.dead_letter("on purpose")
+    _bury(consumer, count, "on purpose")
     consumer.close()
+
+
+def _bury(consumer: RecordingConsumer, count: int, reason: str) -> list[Taken]:
+    """Ten at a time: a broker may give no more of one key before they are settled."""
+    buried: list[Taken] = []
+    while len(buried) < count and (some := consumer.take(min(10, count - len(buried)))):
+        for each in some:
+            each.dead_letter(reason)
+        buried += some
+    return buried
 
 
 @contract("DLQ-09", Guarantee.DEAD_LETTER, subscription=PARKED)
@@ -352,7 +367,8 @@ def a_foreign_message_is_parked_whole(s: Scenario) -> None:
 @contract("DLQ-12", Guarantee.MAX_ATTEMPTS_CRASH, provision=False)
 def a_killer_is_parked(s: Scenario) -> None:
     """A message whose handling kills its process each time is parked by the broker's own limit."""
-    limit = 4 if s.usable(Guarantee.MAX_ATTEMPTS_CRASH) else None
+    least = (s.capabilities().limits.attempts or (1, 1))[0]
+    limit = max(4, least) if s.usable(Guarantee.MAX_ATTEMPTS_CRASH) else None
     killed = s.new_subscription("work", dead_letter=True, max_attempts=3, broker_limit=limit)
     s.provision(s.topic, killed)
     killers = s.producer().send()
@@ -364,12 +380,17 @@ def a_killer_is_parked(s: Scenario) -> None:
         if not victim:
             break
         deaths += 1
+    # Others are alive: some brokers park it only when somebody asks for more.
+    alive = s.consumer(killed).start(fail)
     letters = s.letters(killed)
     found = letters.take()
+    deaths += len(alive.taken)
+    alive.close()
     if not s.expect(found, f"it is parked after {deaths} deaths", killers):
         return
     for _ in range(LOOKS):  # the count must not follow it, or reading would destroy it
-        told = {"origin": str(killed), "reason": "broker_limit", "attempts": "4"}
+        told = {"origin": str(killed), "reason": "broker_limit"}
+        told["attempts"] = str(limit)
         seen = dead_headers(found)
         s.expect(told.items() <= seen.items(), f"{told} is told: {seen}", killers)
         for each in found:
@@ -378,7 +399,7 @@ def a_killer_is_parked(s: Scenario) -> None:
     letters.close()
     s.expect(s.same(s.letters(killed).drain(killers), killers), "it is still there", killers)
     s.consumer(killed).drain([], linger=0.5)
-    s.expect(deaths == 4, f"it was handled 4 times, not {deaths}", killers)
+    s.expect(deaths == limit, f"it was handled {limit} times, not {deaths}", killers)
     s.judge("lost", "letter_and_processed", where=[killed], at_least=4)
 
 

@@ -103,10 +103,10 @@ def _expired_before_a_consumer(s: Scenario) -> None:
     """The same where nobody was there to receive in time."""
     if not s.usable(Guarantee.RETAINED_WITHOUT_CONSUMER):
         return
-    later = s.new_subscription("later")
-    s.provision(later)
+    later = s.another("later")
+    s.provision(later.topic, later)
     end = time.time() + 0.5 + CLOCKS
-    producer = s.producer()
+    producer = s.producer(later.topic)
     expiring, lasting = producer.send(3, expires=end), producer.send(3)
     s.wait_for(lambda: time.time() > end + CLOCKS, "the end has come", within=s.patience + 2)
     got = s.consumer(later).drain(lasting, linger=0.5)

@@ -10,10 +10,10 @@ from functools import partial
 
 import anymq
 from anymq.errors import AnymqError, AuthenticationError, ConfigError
+from anymq.local import moved
 from anymq.testing.contract import UNIVERSAL, contract
 from anymq.testing.encrypted import Authorities, encrypted, front, in_clear, with_options
 from anymq.testing.scenario import Scenario
-from anymq.url import Url
 
 HELLO = b"\x16\x03"  # how TLS begins
 MOST_CONNECTIONS = 2  # a client library may try a second address
@@ -133,8 +133,7 @@ def _options_are_checked(s: Scenario, made: Authorities) -> None:
     s.expect(not relay.accepted, f"and nobody connected: {relay.accepted}")
     with socket.create_server(("127.0.0.1", 0)) as server:
         answering = s.begin(partial(_answer_in_clear, server))
-        host, port = server.getsockname()
-        at = f"{Url.parse(s.url).scheme}://{host}:{port}"
+        at = moved(s.url, server.getsockname()[1])
         _refused(s, "a server without TLS", encrypted(at, ca=made.ca), ConfigError)
     heard = answering.result(SLACK)
     s.expect(heard.startswith(HELLO), f"who speaks no TLS is told nothing in clear: {heard!r}")

@@ -41,13 +41,14 @@ def in_flight_is_bounded(s: Scenario) -> None:
 def _bytes_are_bounded(s: Scenario) -> None:
     consumer = s.consumer(prefetch=20, max_in_flight_bytes=BYTES)
     producer = s.producer()
-    sent = producer.send(9, body=bytes(BODY)) + producer.send(body=bytes(5 * BYTES))
+    sent = producer.send(9, body=bytes(BODY))
     fit = BYTES // BODY
     most = consumer.take(2 * fit, within=1.0)
     s.expect(len(most) == fit, f"{fit} of {BODY} bytes fit into {BYTES}: {len(most)}", most)
     _give_back(s, most)
     for _ in range(2):
         _give_back(s, consumer.take(fit))
+    sent += producer.send(body=bytes(5 * BYTES))
     due = time.monotonic() + RETRY
     s.until(lambda: time.monotonic() > due, within=2 * RETRY)  # six come again, all at once
     _handle(s, consumer, len(sent))
@@ -185,10 +186,10 @@ def a_pause_hands_out_nothing(s: Scenario) -> None:
     """A paused consumer hands out and fetches nothing, keeps what it has, and loses nothing."""
     at, extends = s.subscription, s.usable(Guarantee.LEASE_EXTEND)
     if extends:
-        at = s.new_subscription("paused", lease=LEASE)
-        s.provision(at)
+        at = s.another("paused", lease=LEASE)
+        s.provision(at.topic, at)
     consumer = s.consumer(at, prefetch=10)
-    sent = s.producer().send(30)
+    sent = s.producer(at.topic).send(30)
     held = consumer.take(3)
     waiting = s.begin(partial(consumer.receive, 1, 0.3))  # it may just be in the middle of it
     consumer.raw.pause()

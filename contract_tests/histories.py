@@ -233,7 +233,7 @@ def _numbers_agree(s: Scenario, limits: Limits) -> None:
         Guarantee.PRIORITY: topic.priorities > 1,
         Guarantee.LEASE_EXPIRY: limits.lease is not None,
         Guarantee.MAX_ATTEMPTS_CRASH: limits.attempts is not None,
-        Guarantee.REDELIVERY_ON_CRASH: "disconnect" in limits.redelivery,
+        Guarantee.REDELIVERY_ON_CRASH: bool(limits.redelivery & {"disconnect", "lease"}),
         Guarantee.NACK: "nack" in limits.redelivery,
     }
     for guarantee, number in pairs.items():

@@ -81,17 +81,18 @@ def a_slow_key_blocks_no_other(s: Scenario) -> None:
     """While a message of one key is handled, the next of that key waits and other keys go on."""
     consumer = s.consumer()
     producer = s.producer()
-    slow = producer.send(5, keys=["slow"])
-    others = producer.send(20, keys=["quick", "swift", "fast", "rapid"])
-    (first,) = consumer.take(1)
+    sent = producer.send(5, keys=["slow"])
+    sent += producer.send(20, keys=["quick", "swift", "fast", "rapid"])
+    (first,) = consumer.take(1)  # of any key: between them there need be no order
+    others = [message for message in sent if message.key != first.key]
     beside = _handle(consumer, len(others), _patience(s))
     missing = [message for message in others if message.id not in ids(beside)]
     s.expect(not missing, f"other keys go on; {len(missing)} of {len(others)} waited", missing)
-    early = [taken for taken in beside if taken.key == "slow"]
+    early = [taken for taken in beside if taken.key == first.key]
     s.expect(not early, f"the next of the key waits; {len(early)} did not", first, early)
     first.ack()
-    consumer.drain([m for m in slow + others if m.id not in ids(consumer.taken)])
-    s.judge("inversion", "lost", at_least=len(slow + others))
+    consumer.drain([m for m in sent if m.id not in ids(consumer.taken)])
+    s.judge("inversion", "lost", at_least=len(sent))
 
 
 @contract("ORD-04", Guarantee.ORDER_AFTER_NACK, subscription=ORDERED)
@@ -112,7 +113,7 @@ def order_after_nack(s: Scenario) -> None:
     s.exercised("given back", again.count, 20)
 
 
-@contract("ORD-05", Guarantee.ORDER_COMPETING, subscription=ORDERED)
+@contract("ORD-05", Guarantee.ORDER_COMPETING, subscription=ORDERED, deadline=120.0)
 def order_when_consumers_come_and_go(s: Scenario) -> None:
     """Consumers join, leave with deliveries unsettled, and crash: no key goes back or ahead."""
     here = s.consumer(broker=s.connect(), prefetch=5)

@@ -133,7 +133,7 @@ def _stall(link: Link, *producers: RecordingProducer) -> list[Callable[[], None]
     """The broker answers no more; how to go on."""
     if not link.stalls:
         return [producer.hold_back() for producer in producers]
-    link.stall()
+    link.stall(all=True)
     return [link.resume]
 
 

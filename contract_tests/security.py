@@ -43,7 +43,7 @@ def bad_credentials(s: Scenario) -> None:
             s.expect(not error.retryable, f"{what}: trying again cannot help")
         count = relay.accepted if relay else 0
         s.expect(count <= MOST_CONNECTIONS, f"{what}: tried {count} times")
-        if relay:
+        if relay and not isinstance(error, ConfigError):  # else nobody had to be asked
             s.exercised("connections that were refused", count)
             s.until(lambda before=count, r=relay: r.accepted > before, 0.3)  # type: ignore[misc]
             s.expect(relay.accepted == count, f"{what}: tried again afterwards")
@@ -64,7 +64,7 @@ def secrets_stay_secret(s: Scenario) -> None:
             s.expect(isinstance(_error(_urls(s.url, secret)[what]), kind), f"{what}: refused")
     shown |= {f"log record {n}": text for n, text in enumerate(records)}
     told = [f"{what}: {text}" for what, text in shown.items() if secret in text]
-    s.expect(not told, f"the password shows in {len(told)} places, e.g. {told[:1]}")
+    s.always(not told, f"the password shows in {len(told)} places, e.g. {told[:1]}")
     s.exercised("texts that might show it", len(shown), 12)
     _nothing_is_run(s)
 
@@ -75,26 +75,35 @@ _REFUSED = (AuthenticationError, ConfigError)
 def _urls(url: str, secret: str) -> dict[str, str]:
     """The column's URL with a password: as it could be written, rightly and wrongly."""
     parsed = Url.parse(url)
-    places = parsed.places() or "somewhere"
+    places, known = parsed.places() or "somewhere", ""
+    if endpoint := parsed.options.get("endpoint"):  # then that is the place, and no host
+        known = f"?endpoint={endpoint}"
     start, login = f"{parsed.scheme}://", f"nobody:{secret}@"
     path = f"/{quote(parsed.path, safe='')}" if parsed.path else ""
+    path += known
+    more = "&" if known else "?"
     return {
         "wrong password": f"{start}{login}{places}{path}",
         "own user": f"{start}{quote(parsed.username or 'default')}:{secret}@{places}{path}",
-        "broker down": f"{start}{login}127.0.0.1:{_free_port()}{path}",
-        "bad option": f"{start}{login}{places}{path}?no-such-option=1",
-        "secret option": f"{start}{places}{path}?password={secret}&api-key={secret}",
+        "broker down": f"{start}{login}{_at_port(places, path, _free_port())}",
+        "bad option": f"{start}{login}{places}{path}{more}no-such-option=1",
+        "secret option": f"{start}{places}{path}{more}password={secret}&api-key={secret}",
         "bad scheme": f"x{start}{login}{places}",
         "no scheme": f"{login}{places}",
-        "bad port": f"{start}{login}127.0.0.1:99999{path}",
-        "raw @": f"{start}nobody:{secret}@x{secret}@{places}{path}",
-        "raw /": f"{start}nobody:{secret}/x{secret}@{places}{path}",
-        "raw #": f"{start}nobody:{secret}#x{secret}@{places}{path}",
-        "raw ?": f"{start}nobody:{secret}?x{secret}@{places}{path}",
-        "raw :": f"{start}nobody:{secret}:x{secret}@{places}{path}",
-        "raw %": f"{start}nobody:{secret}%x{secret}@{places}{path}",
-        "raw [": f"{start}nobody:{secret}[x{secret}@{places}{path}",
+        "bad port": f"{start}{login}{_at_port(places, path, 99999)}",
+        **{
+            f"raw {mark}": f"{start}nobody:{secret}{mark}x{secret}@{places}{path}"
+            for mark in "@/#?:%["
+        },
     }
+
+
+def _at_port(places: str, path: str, port: int) -> str:
+    """A place of this machine, as host or as endpoint."""
+    if "endpoint=" in path:
+        scheme = "http://" if "endpoint=http" in path else ""
+        return f"{places}?endpoint={scheme}127.0.0.1:{port}"
+    return f"127.0.0.1:{port}{path}"
 
 
 def _all_that_shows(what: str, url: str) -> dict[str, str]:

@@ -27,20 +27,23 @@ TOPIC = Topic("orders")
 PLAIN = Subscription(TOPIC, "billing")
 ORDERED = Subscription(TOPIC, "billing", ordered=True)
 LETTERS = Subscription(TOPIC, DEAD)
-BYTES = ("body", "headers")
+BYTES = ("body", "text", "headers")
 RANGES = ("lease", "attempts")  # where None means that no value is taken
 LIMIT_NAMES = {
     "body": "bytes of a body",
+    "text": "bytes of a body that is text",
     "headers": "bytes of all headers",
     "reserved": "header names of the broker's own",
     "delay": "longest delay, seconds",
     "nack_delay": "longest delay of a nack at the broker, seconds",
+    "nack_step": "such a delay is rounded up to a multiple of, seconds",
     "lease": "lease, seconds",
     "hold": "longest that a delivery may stay unsettled, seconds",
     "attempts": "the broker's own limit, deliveries",
     "priorities": "priorities",
     "retention": "retention, seconds",
     "silence": "a silent broker is given up after, seconds",
+    "connected": "a session is a connection",
     "order": "scope of the order",
     "redelivery": "what brings a message again",
 }
@@ -108,6 +111,19 @@ def kinds(backend: Backend) -> list[Kind]:
             Kind("ordered quorum", ORDERED, options),
             Kind("classic", PLAIN, classic),
             Kind("ordered classic", ORDERED, classic),
+        ]
+    if "fanout" in options:
+        return [
+            Kind("standard", PLAIN, options),
+            Kind("ordered FIFO", ORDERED, {**options, "fifo": True}),
+            Kind("behind SNS", PLAIN, {**options, "fanout": "sns"}),
+        ]
+    if "exactly_once" in options:
+        return [
+            Kind("usual", PLAIN, options),
+            Kind("ordered", ORDERED, options),
+            Kind("exactly once", PLAIN, {**options, "exactly_once": True}),
+            Kind("retained", PLAIN, {**options, "retain": True}),
         ]
     both = [Kind("usual", PLAIN, options), Kind("ordered", ORDERED, options)]
     same = all(

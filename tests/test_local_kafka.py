@@ -20,7 +20,6 @@ from confluent_kafka.cimpl import NewTopic
 
 from anymq.local import BrokerFailed, BrokerMissing, LocalBroker, NoRelay, start
 from anymq.local.errors import NotPossibleHere
-from anymq.local.jars import KafkaJars
 from anymq.local.kafka import Kafka, StockKafka
 from anymq.local.machine import cache_folder
 from anymq.local.runner import ProcessRunner
@@ -371,8 +370,8 @@ def maven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Pa
 
 _FETCH = """
 from pathlib import Path
-from anymq.local.jars import KafkaJars
-(way,) = KafkaJars().ways("", print)
+from anymq.local.kafka import Kafka
+(way,) = Kafka.distribution.installer.ways("", print)
 program = way(Path())
 assert list(Path(program.path).glob("libs/kafka-clients-*.jar")), program
 """
@@ -387,7 +386,7 @@ def test_several_processes_fetch_once(maven: Callable[[str], Path]) -> None:
 
 def test_a_failed_fetch_leaves_nothing_and_says_why(maven: Callable[[str], Path]) -> None:
     maven("echo '[ERROR] no such place'; exit 1")
-    (way,) = KafkaJars().ways("", lambda _: None)
+    (way,) = Kafka.distribution.installer.ways("", lambda _: None)
     with pytest.raises(NotPossibleHere, match=r"no Kafka by Maven .*no such place"):
         way(Path())
     assert list((cache_folder() / "kafka").iterdir()) == []

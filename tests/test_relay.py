@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from anymq.local import Relay, relay_to
+from anymq.local.relay import address
 
 PATIENCE = 20.0  # seconds
 BLOB = bytes(range(256)) * 400
@@ -144,3 +145,26 @@ def test_a_url_leads_through_a_relay(url: str, to: tuple[str, int], through: str
     relay.close()
     assert made == [to]
     assert found == through.format(f"127.0.0.1:{relay.port}")
+
+
+@pytest.mark.parametrize(
+    ("url", "place", "through"),
+    [
+        ("redis://u:p@h/0", ("h", 6379), "redis://u:p@127.0.0.1:{}/0"),
+        ("kafka://h:1,i:2?x=1", ("h", 1), "kafka://127.0.0.1:{}?x=1"),
+        ("redis://[::1]:7", ("::1", 7), "redis://127.0.0.1:{}"),
+        ("pubsub://p?endpoint=h:9&x=1", ("h", 9), "pubsub://p?endpoint=127.0.0.1:{}&x=1"),
+        (
+            "sqs://r?a=1&endpoint=http://h:9/p",
+            ("h", 9),
+            "sqs://r?a=1&endpoint=http://127.0.0.1:{}/p",
+        ),
+        ("redis://h?not=endpoint", ("h", 6379), "redis://127.0.0.1:{}?not=endpoint"),
+    ],
+)
+def test_the_place_that_a_url_leads_to(url: str, place: tuple[str, int], through: str) -> None:
+    assert address(url) == place
+    if not url.startswith("kafka"):
+        relay, led = relay_to(url)
+        relay.close()
+        assert led == through.format(relay.port)

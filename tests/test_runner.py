@@ -17,6 +17,7 @@ from anymq.testing.history import Kind
 from anymq.testing.report import explain
 from anymq.testing.runner import Progress, run, run_matrix
 from anymq.testing.scenario import Scenario
+from anymq.testing.standins import Deviation
 from anymq.testing.verdict import Cell, Outcome
 
 
@@ -188,6 +189,7 @@ def test_columns_of_one_broker_share_it(monkeypatch: pytest.MonkeyPatch) -> None
 
     class Started:
         url, evidence, how, version, stopped = "memory://x", "real", "started", "1", 0
+        title = "RabbitMQ"
 
         def stop(self) -> None:
             self.stopped += 1
@@ -210,3 +212,67 @@ def test_columns_of_one_broker_share_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert (shared.stopped, own.stopped) == (1, 1)
     Source("rabbitmq@4.0").open().close()
     assert len(started) == 3
+
+
+def test_what_is_not_to_run_on_a_stand_in_is_not_run() -> None:
+    def case(s: Scenario) -> None:
+        raise AssertionError("it was run")
+
+    column = Source("memory").open()
+    column.deviations = {"XYZ-01": Deviation("it would end", "its source", run=False)}
+    cell = run(Contract("XYZ-01", "a title", None, case), column)
+    assert cell.outcome is Outcome.STAND_IN_DIFFERS
+    assert "it would end" in cell.detail
+
+
+class _Stubborn(Column):
+    """A stand-in whose second opinion is a broker in this process."""
+
+    def second_opinion(self) -> Column:
+        return _other(self.deviations.get("XYZ-09"))
+
+
+def _other(deviation: Deviation | None) -> Column:
+    found = Source("memory").open()
+    found.version = "the other"
+    found.deviations = {} if deviation is None else {"XYZ-01": deviation}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("held", "other", "outcome", "judged_on"),
+    [
+        (True, None, Outcome.HOLDS, "the other"),
+        (False, None, Outcome.BROKEN, "the other"),
+        (True, Deviation("so is this one", "seen", run=False), Outcome.STAND_IN_DIFFERS, ""),
+    ],
+    ids=["right there", "wrong there", "no judge either"],
+)
+def test_the_second_opinion_decides_where_a_stand_in_is_no_judge(
+    held: bool, other: Deviation | None, outcome: Outcome, judged_on: str
+) -> None:
+    def case(s: Scenario) -> None:
+        s.expect(held, "it is so")
+
+    column = _Stubborn("memory", "memory://second", "stand-in", "the first")
+    column.second = Source("memory")
+    column.deviations = {"XYZ-01": Deviation("it is wrong", "seen", run=False)}
+    if other is not None:
+        column.deviations = {**column.deviations, "XYZ-09": other}
+    cell = run(Contract("XYZ-01", "a title", None, case), column)
+    assert (cell.outcome, cell.judged_on, cell.column) == (outcome, judged_on, "memory")
+    assert "the first: it is wrong" in cell.detail
+    assert "the other: " in cell.detail
+
+
+def test_a_second_opinion_that_cannot_be_had_is_told() -> None:
+    class Alone(Column):
+        def second_opinion(self) -> Column:
+            raise ColumnMissing("Go is not installed")
+
+    column = Alone("memory", "memory://second", "stand-in", "the first")
+    column.second = Source("memory")
+    column.deviations = {"XYZ-01": Deviation("it is wrong", "seen", run=False)}
+    cell = run(Contract("XYZ-01", "a title", None, lambda s: None), column)
+    assert cell.outcome is Outcome.STAND_IN_DIFFERS
+    assert "Go is not installed" in cell.detail

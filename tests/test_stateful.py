@@ -54,6 +54,14 @@ def rabbitmq() -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="module")
+def sqs() -> Iterator[str]:
+    from anymq.local import start
+
+    with start("sqs") as server:
+        yield server.url
+
+
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 def test_programs_in_memory(ordered: bool) -> None:
     explore(in_memory(), ordered=ordered, examples=50)
@@ -74,6 +82,11 @@ def test_programs_on_rabbitmq(rabbitmq: str, queue: str, ordered: bool) -> None:
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 def test_programs_on_rabbitmq_whose_leases_run_out(rabbitmq: str, ordered: bool) -> None:
     explore(rabbitmq, ordered=ordered, lease=1.0, examples=4, steps=12)
+
+
+@pytest.mark.parametrize(("options", "ordered"), [("", False), ("&fifo=true", True)])
+def test_programs_on_sqs(sqs: str, options: str, ordered: bool) -> None:
+    explore(f"{sqs}{options}", ordered=ordered, lease=1.0, examples=4, steps=12)
 
 
 @cache

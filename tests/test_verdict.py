@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from anymq.capabilities import Fact, Guarantee, Level
-from anymq.errors import PlannedError, RequirementError, UnsupportedError
+from anymq.errors import NotFoundError, PlannedError, RequirementError, UnsupportedError
 from anymq.testing.contract import Contract
 from anymq.testing.history import Event, Kind
+from anymq.testing.standins import Deviation
 from anymq.testing.verdict import Observed, Outcome, Violation, decide
 
 EVENT = Event(Kind.NOTE, 1.0, text="it was seen")
@@ -27,6 +30,7 @@ def outcome(level: Level | None, observed: Observed, contract: Contract = SURE) 
 
 CLEAN = seen()
 DIRTY = seen("it came again")
+ALWAYS = seen("it was altered", always=True)
 TOO_LITTLE = seen(too_little=["3 deliveries, at least 1000 are needed"])
 REFUSED = seen(error=UnsupportedError("this broker takes nothing back"))
 EXPECTED = [
@@ -87,10 +91,36 @@ def test_violations_weigh_more_than_too_little() -> None:
     assert outcome(Level.NATIVE, observed) is Outcome.BROKEN
 
 
+NO_ORDER = Deviation("it has no order", "its source")
+BY_CHANCE = replace(NO_ORDER, always=False)
+
+
+def stand_in(level: Level, observed: Observed, deviation: Deviation = NO_ORDER) -> Outcome:
+    return decide(SURE, Fact(level, "the service does"), observed, deviation)[0]
+
+
 def test_a_stand_in_is_two_sided() -> None:
-    fact = Fact(Level.NATIVE, "the service does")
-    assert decide(SURE, fact, DIRTY, "it has no order")[0] is Outcome.STAND_IN_DIFFERS
-    assert decide(SURE, fact, CLEAN, "it has no order")[0] is Outcome.BROKEN
+    assert stand_in(Level.NATIVE, DIRTY) is Outcome.STAND_IN_DIFFERS
+    assert stand_in(Level.NATIVE, CLEAN) is Outcome.BROKEN
+    assert stand_in(Level.ABSENT, CLEAN) is Outcome.STAND_IN_DIFFERS  # better than the service
+    assert stand_in(Level.ABSENT, DIRTY) is Outcome.BROKEN
+
+
+def test_a_stand_in_that_differs_by_chance_never_confirms() -> None:
+    assert stand_in(Level.NATIVE, DIRTY, BY_CHANCE) is Outcome.STAND_IN_DIFFERS
+    assert stand_in(Level.NATIVE, CLEAN, BY_CHANCE) is Outcome.STAND_IN_DIFFERS
+
+
+def test_a_deviation_excuses_no_other_error_and_no_fault_of_ours() -> None:
+    gone = replace(NO_ORDER, error="NotFoundError")
+    for deviation in (NO_ORDER, gone, BY_CHANCE):
+        assert stand_in(Level.NATIVE, seen(error=ValueError("x")), deviation) is Outcome.BROKEN
+        assert stand_in(Level.NATIVE, ALWAYS, deviation) is Outcome.BROKEN
+    assert stand_in(Level.NATIVE, seen(error=NotFoundError("x")), gone) is Outcome.STAND_IN_DIFFERS
+
+
+def test_what_is_planned_is_not_run_on_a_stand_in_either() -> None:
+    assert stand_in(Level.PLANNED, seen(error=PlannedError("no"))) is Outcome.NOT_RUN
 
 
 def test_the_detail_names_cost_and_reason() -> None:

@@ -107,10 +107,12 @@ class Limits:
     """Numbers that belong to the guarantees. None: no limit known. Bytes and seconds."""
 
     body: int | None = None
+    text: int | None = None  # of a body that is text, where that may be larger than any other
     headers: int | None = None  # of header names and values, key and types; a letter adds 2,600
     reserved: frozenset[str] = frozenset()  # header names with a meaning of the broker's own
     delay: float = 0.0  # the longest send(delay=)
     nack_delay: float = 0.0  # the longest delay that the adapter's own nack takes; 0: only now
+    nack_step: float = 0.0  # the adapter's own nack rounds a delay up to a multiple of it
     lease: tuple[float, float] | None = None  # range that Subscription.lease accepts
     hold: float | None = None  # the longest that a delivery may stay unsettled, extended or not
     attempts: tuple[int, int] | None = None  # range that Subscription.broker_limit accepts

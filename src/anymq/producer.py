@@ -92,7 +92,8 @@ class Producer(Closing):
             on_lost=None if session is None else lambda error: session.lost(error, self),
             resend=resend,
         )
-        self._body_limit = capabilities.limits.body or float("inf")
+        limits = capabilities.limits
+        self._body_limit = limits.text or limits.body or float("inf")
         self._id_prefix = os.urandom(8).hex()
         self._id_numbers = itertools.count()
         self._failures = itertools.count(1)  # of send_soon()

@@ -34,8 +34,10 @@ BUILT_IN: dict[str, Entry] = {
     "amqps": Entry("anymq_rabbitmq", "rabbitmq"),
     "redis": Entry("anymq_redis", "redis"),
     "rediss": Entry("anymq_redis", "redis"),
+    "sqs": Entry("anymq_sqs", "sqs"),
     "kafka": Entry("anymq_kafka", "kafka"),
     "kafkas": Entry("anymq_kafka", "kafka"),
+    "pubsub": Entry("anymq_pubsub", "pubsub"),
 }
 
 

@@ -30,8 +30,8 @@ def compare(
         "--backend",
         "-b",
         metavar="NAME[@VERSION]|URL",
-        help="A broker: memory, rabbitmq, rabbitmq-classic, redis, kafka, rabbitmq@4.0, or the URL "
-        "of one that runs (repeatable). Without it: the first five.",
+        help="A broker: memory, rabbitmq, rabbitmq-classic, redis, kafka, pubsub, rabbitmq@4.0, or"
+        " the URL of one that runs (repeatable). Without it: the first six.",
     ),
     only: list[str] = ONLY,
     json: Path | None = JSON,

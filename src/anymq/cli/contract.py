@@ -13,7 +13,8 @@ from anymq.testing.columns import parse
 
 def contract(
     url: str = typer.Argument(
-        metavar="URL", help="A broker that runs, or memory, rabbitmq, redis, kafka, rabbitmq@4.0."
+        metavar="URL",
+        help="A broker that runs, or memory, rabbitmq, redis, kafka, pubsub, rabbitmq@4.0.",
     ),
     only: list[str] = ONLY,
     json: Path | None = JSON,

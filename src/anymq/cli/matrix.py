@@ -41,7 +41,8 @@ def ran_against(column: Column, separator: str = " · ") -> str:
     """RabbitMQ 4.3.6 · real, Debian sid in a private root"""
     if column.in_process:
         return "in this process"
-    return f"{column.version}{separator}{column.evidence}, {column.how}"
+    asked = f"; where it is no judge {column.asked}" if column.asked else ""
+    return f"{column.version}{separator}{column.evidence}, {column.how}{asked}"
 
 
 def show(matrix: Matrix, console: Console, fold: bool = False) -> None:

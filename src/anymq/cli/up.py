@@ -34,15 +34,17 @@ def up(
     names: list[str] = typer.Argument(
         None,
         metavar="[NAME[@VERSION]]...",
-        help="rabbitmq, redis, kafka, rabbitmq@4.0, kafka@stock. Without any: the first three.",
+        help="rabbitmq, redis, kafka, pubsub, rabbitmq@4.0, kafka@stock, pubsub@pstest. Without"
+        " any: the first four.",
     ),
 ) -> None:
     """Start brokers on this machine and keep them running until Ctrl-C.
 
     A broker is up when a message was sent and received through anymq. Its data is deleted when it
     ends. Where one comes from: a container, a private Debian root, an installed program, jars by
-    Maven, whatever is there; ANYMQ_RABBITMQ_URL, ANYMQ_REDIS_URL and ANYMQ_KAFKA_URL name one that
-    runs already. Kafka has short timeouts, for tests; kafka@stock those it comes with.
+    Maven, whatever is there; ANYMQ_RABBITMQ_URL, ANYMQ_REDIS_URL and so on name one that runs
+    already. Kafka has short timeouts, for tests; kafka@stock those it comes with. Google Cloud
+    Pub/Sub is a stand-in, and says which.
 
     Exit status: 0 when ended by Ctrl-C with all of them running; 1 when one ended by itself; 2
     for wrong usage or a broker that cannot be had, 130 when interrupted before all were up.

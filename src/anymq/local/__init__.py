@@ -2,7 +2,7 @@
 
 from .broker import LocalBroker, stop_all
 from .errors import BrokerFailed, BrokerMissing, NoRelay
-from .relay import Relay, relay_to
+from .relay import Relay, address, moved, relay_to
 from .search import known, start
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "LocalBroker",
     "NoRelay",
     "Relay",
+    "address",
     "known",
+    "moved",
     "relay_to",
     "start",
     "stop_all",

@@ -6,14 +6,13 @@ import time
 import types
 import weakref
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from .doors import close_doors, open_doors
 from .errors import BrokerFailed
 from .given import GivenRunner
 from .kind import Kind
 from .machine import end_commands
-from .relay import Relay, relay_to
+from .relay import Relay, address, relay_to
 from .runner import Runner
 
 _READY_SECONDS = 90.0
@@ -29,13 +28,13 @@ class LocalBroker:
     that one ends. Every method raises BrokerFailed when the broker does not do what was asked.
     """
 
-    evidence = "real"
-    """What a test against it proves: it is the broker itself, not a stand-in."""
-
     def __init__(self, kind: Kind, runner: Runner, url: str, how: str) -> None:
         self._kind = kind
         self._runner = runner
         self.name = kind.name
+        self.evidence = kind.evidence
+        """What it is: "real", the broker itself; "emulator", by the makers of the service that it
+        stands in for; "stand-in", by others."""
         self.url = url
         """Where it serves, with user and password."""
         self.how = how
@@ -129,7 +128,7 @@ class LocalBroker:
         return f"<LocalBroker {self.name} {self.version}, {self.how}>"
 
     def _port(self) -> int:
-        return urlsplit(self.url).port or 0
+        return address(self.url)[1]
 
     def _serve(self) -> None:
         """Start it and wait until it answers its own protocol, 90 s at most."""

@@ -10,11 +10,24 @@ from urllib.parse import urlsplit
 from . import kafka_wire
 from .doors import Door
 from .errors import BrokerFailed
-from .jars import KafkaJars, java
+from .jars import Jars, java
 from .kind import Distribution, as_user
 from .machine import SYSTEM_PATH, free_port
 from .runner import Command, Runner
 
+_LOGGING = "2.25.5"  # must be that of the log4j-core which these releases come with
+_JARS = Jars(
+    "kafka",
+    "Kafka",
+    [
+        ("org.apache.kafka", "kafka_2.13", None),
+        ("org.apache.kafka", "kafka-tools", None),
+        ("org.apache.logging.log4j", "log4j-slf4j-impl", _LOGGING),  # else nothing is logged
+    ],
+    {"4.4": "4.4.0"},
+    54,
+    ("KAFKA_HOME", "kafka-clients-*.jar"),
+)
 _DOORS = 8  # relays that can stand before one broker; more of them take turns
 
 # One node only, and no topic that nobody asked for.
@@ -76,7 +89,8 @@ class Kafka:
 
     name = "kafka"
     title = "Apache Kafka"
-    distribution = Distribution(KafkaJars(), image="apache/kafka", newest="4.4.0")
+    evidence = "real"
+    distribution = Distribution(_JARS, image="apache/kafka", newest="4.4.0")
     _tuning: Mapping[str, str] = _QUICK
     _java: Sequence[str] = _SMALL_JAVA
 

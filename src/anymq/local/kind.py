@@ -64,6 +64,11 @@ class Kind(Protocol):
     def title(self) -> str: ...
 
     @property
+    def evidence(self) -> str:
+        """What a test against it proves: "real", the broker itself; "emulator", its makers' own
+        imitation of a service; "stand-in", somebody else's."""
+
+    @property
     def distribution(self) -> Distribution: ...
 
     @property

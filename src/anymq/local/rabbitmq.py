@@ -26,6 +26,7 @@ class RabbitMQ:
 
     name = "rabbitmq"
     title = "RabbitMQ"
+    evidence = "real"
     distribution = Distribution(
         DebianPackage(
             package="rabbitmq-server",

@@ -19,6 +19,7 @@ _DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 class Redis:
     name = "redis"
     title = "Redis"
+    evidence = "real"
     distribution = Distribution(
         DebianPackage(
             package="redis-server",

@@ -2,12 +2,13 @@
 
 import contextlib
 import queue
+import re
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .doors import door_to
 from .errors import NoRelay
@@ -17,6 +18,7 @@ PORTS = {
     "rabbitmq": 5672, "amqp": 5672, "rabbitmqs": 5671, "amqps": 5671,
     "kafka": 9092, "kafkas": 9092,
 }  # where a URL names none  # fmt: skip
+_ENDPOINT = re.compile(r"([?&]endpoint=(?:https?://)?)([^/&]+)")
 _TELL_AN_ADDRESS = ("kafka", "kafkas")
 _PIECE = 1 << 16  # bytes that travel together at most
 _ON_THE_WAY = 16  # pieces: who sends more has to wait, as with any network
@@ -29,10 +31,26 @@ _Way = queue.Queue[tuple[float, bytes]]  # when it arrives, and what; empty: the
 class _Gate:
     """Whether bytes of one connection travel to the server, and back."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: bool = True, back: bool = True) -> None:
         self.there, self.back = threading.Event(), threading.Event()
-        self.there.set()
-        self.back.set()
+        if there:
+            self.there.set()
+        if back:
+            self.back.set()
+
+
+class _Pace:
+    """Of one direction: when what set out last has left."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._lock = threading.Lock()
+
+    def leaves(self, seconds: float) -> float:
+        """When something has left that takes so long."""
+        with self._lock:
+            self._last = max(self._last, time.monotonic()) + seconds
+            return self._last
 
 
 class Relay:
@@ -40,7 +58,8 @@ class Relay:
     `at` is the port to take; 0 is any.
 
     What it does to connections counts for those that are open: who connects afterwards gets
-    through, but after close(). Only slow() counts for those as well.
+    through, but after close(), and where it is done to `all` who ever connect. slow() counts for
+    the way as a whole, however many connections share it.
     """
 
     def __init__(self, host: str, port: int, at: int = 0) -> None:
@@ -54,6 +73,8 @@ class Relay:
         self.requests = 0  # pieces that came from those who connected
         self.answered = 0  # bytes that the server had for them and they took
         self._gates: list[_Gate] = []  # of every connection so far
+        self._there = self._back = True  # for those who connect
+        self._paces = {True: _Pace(), False: _Pace()}  # there, and back
         self._server = socket.create_server(("127.0.0.1", at))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, name="relay", daemon=True).start()
@@ -80,29 +101,32 @@ class Relay:
                 one.shutdown(socket.SHUT_RD)  # tells nobody, but wakes who reads from it
                 one.close()
 
-    def stall(self) -> None:
+    def stall(self, all: bool = False) -> None:
         """Nothing travels any more, in either direction, and nobody is told: half-open."""
         with self._lock:
+            self._there = self._back = not all
             for gate in self._gates:
                 gate.there.clear()
                 gate.back.clear()
 
-    def mute(self) -> None:
+    def mute(self, all: bool = False) -> None:
         """What is sent arrives, and its answers do not."""
         with self._lock:
+            self._back = not all
             for gate in self._gates:
                 gate.back.clear()
 
     def resume(self) -> None:
         """What stall() and mute() held back travels on."""
         with self._lock:
+            self._there = self._back = True
             for gate in self._gates:
                 gate.there.set()
                 gate.back.set()
 
     def slow(self, delay: float, bytes_per_second: float = 0) -> None:
         """What is sent from now on arrives `delay` seconds later, and at most so many bytes of each
-        connection and direction in a second; 0: without a limit."""
+        direction in a second; 0: without a limit."""
         self._delay, self._rate = delay, bytes_per_second
 
     def _forget(self) -> list[socket.socket]:
@@ -131,7 +155,7 @@ class Relay:
                     far.close()
                     continue
                 self._sockets += (near, far)
-                gate = _Gate()
+                gate = _Gate(self._there, self._back)
                 self._gates.append(gate)
             for source, sink, opened in ((near, far, gate.there), (far, near, gate.back)):
                 way: _Way = queue.Queue(_ON_THE_WAY)
@@ -143,17 +167,15 @@ class Relay:
 
     def _take(self, source: socket.socket, way: _Way, asking: bool) -> None:
         """What comes from there sets out; when it arrives depends on what is on the way."""
-        last = 0.0  # when what set out before has left
+        pace = self._paces[asking]
         first = asking
         with contextlib.suppress(OSError):
             while data := source.recv(self._piece()):
                 if first:
                     self.greetings.append(data[:16])
                     first = False
-                last = max(last, time.monotonic())
-                if self._rate:
-                    last += len(data) / self._rate
-                way.put((last + self._delay, data))
+                left = pace.leaves(len(data) / self._rate if self._rate else 0.0)
+                way.put((left + self._delay, data))
         way.put((0.0, b""))
 
     def _piece(self) -> int:
@@ -190,24 +212,45 @@ def _shut(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
         one.shutdown(how)
 
 
+def address(url: str) -> tuple[str, int]:
+    """Host and port that a URL leads to: of its option `endpoint`, else its first host. The port
+    is 0 where the URL names none and its scheme has none."""
+    place = _place(url)
+    return place.hostname or "localhost", place.port or PORTS.get(url.partition("://")[0], 0)
+
+
+def _place(url: str) -> SplitResult:
+    if endpoint := _ENDPOINT.search(url):
+        return urlsplit(f"//{endpoint[2]}")
+    hosts = re.split("[/?]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")[2]
+    return urlsplit(f"//{hosts.partition(',')[0]}")
+
+
+def moved(url: str, port: int) -> str:
+    """The same URL, to a port of 127.0.0.1."""
+    if _ENDPOINT.search(url):
+        return _ENDPOINT.sub(rf"\g<1>127.0.0.1:{port}", url)
+    scheme, _, rest = url.partition("://")
+    end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
+    login, at, _ = rest[:end].rpartition("@")
+    return f"{scheme}://{login}{at}127.0.0.1:{port}{rest[end:]}"
+
+
 def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[Relay, str]:
-    """A relay to the first host of a URL, and the URL that leads through it.
+    """A relay to the host of a URL, the first one or that of its option `endpoint`, and the URL
+    that leads through it.
 
     Raises NoRelay for a broker whose clients would leave it, where this process did not start that
     broker.
     """
-    scheme, _, rest = url.partition("://")
-    end = min((n for n in (rest.find("/"), rest.find("?")) if n >= 0), default=len(rest))
-    login, at, hosts = rest[:end].rpartition("@")
-    host = urlsplit(f"//{hosts.partition(',')[0]}")
-    port = host.port or PORTS[scheme]
+    host, port = address(url)
     if door := door_to(port):
         relay = make("127.0.0.1", door.port, door.told)
-    elif scheme in _TELL_AN_ADDRESS:
+    elif url.partition("://")[0] in _TELL_AN_ADDRESS:
         raise NoRelay(
             "its clients go on to the address that it tells them, so nothing can stand between"
             " unless this process starts it"
         )
     else:
-        relay = make(host.hostname or "localhost", port, 0)
-    return relay, f"{scheme}://{login}{at}127.0.0.1:{relay.port}{rest[end:]}"
+        relay = make(host, port, 0)
+    return relay, moved(url, relay.port)

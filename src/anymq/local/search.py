@@ -15,29 +15,44 @@ from .given import GivenRunner
 from .kafka import Kafka, StockKafka
 from .kind import Kind, Program
 from .machine import Progress, free_port, to_stderr
+from .pubsub import Pstest, PubsubEmulator
 from .rabbitmq import RabbitMQ
 from .redis import Redis
 from .runner import ProcessRunner
+from .sqs import ElasticMQ, Ministack
 
-_KINDS: dict[str, type[RabbitMQ | Redis | Kafka]] = {
+_Known = type[RabbitMQ | Redis | Kafka | Ministack | PubsubEmulator]
+_KINDS: dict[str, _Known] = {
     "rabbitmq": RabbitMQ,
     "redis": Redis,
     "kafka": Kafka,
+    "sqs": Ministack,
+    "pubsub": PubsubEmulator,
 }
-_VARIANTS: dict[tuple[str, str], type[Kafka]] = {("kafka", "stock"): StockKafka}
+_VARIANTS: dict[tuple[str, str], Callable[[], Kind]] = {
+    ("kafka", "stock"): StockKafka,
+    ("sqs", "elasticmq"): ElasticMQ,
+    ("pubsub", "pstest"): Pstest,
+}
+_OTHERWISE: dict[str, Callable[[], Kind]] = {"sqs": ElasticMQ, "pubsub": Pstest}
+"""What is taken where the first choice is missing."""
 
 
 def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
     """Find or start a broker on this machine and return it when it serves.
 
-    `name` is "rabbitmq", "redis" or "kafka", or with a version, as in "rabbitmq@4.0"; without one
-    it is the newest that can be had. "kafka@stock" has the timeouts that Kafka comes with, where
-    "kafka" has short ones, for tests. The ways, first that works: a URL in `ANYMQ_RABBITMQ_URL`,
-    `ANYMQ_REDIS_URL` or `ANYMQ_KAFKA_URL`; a container (image in `ANYMQ_RABBITMQ_IMAGE` and so
-    on); for RabbitMQ and Redis a private Debian system, for root, a program that is installed, the
-    distribution's package, for root; for Kafka `KAFKA_HOME`, then its jars by Maven, kept in the
-    user's cache. `progress` gets a line for each thing that takes time or does not work; by
-    default it goes to standard error. May be called in several threads at once.
+    `name` is "rabbitmq", "redis", "kafka", "sqs" or "pubsub", or with a version, as in
+    "rabbitmq@4.0"; without one it is the newest that can be had. "kafka@stock" has the timeouts
+    that Kafka comes with, where "kafka" has short ones, for tests. "sqs" and "pubsub" are what
+    stands in for the services: ministack, else ElasticMQ, which "sqs@elasticmq" is everywhere;
+    Google's emulator where the Google Cloud SDK has it, else pstest, which "pubsub@pstest" is
+    everywhere. The ways, first that works: a URL in `ANYMQ_RABBITMQ_URL`, `ANYMQ_REDIS_URL` and so
+    on; a container (image in `ANYMQ_RABBITMQ_IMAGE` and so on); for RabbitMQ and Redis a private
+    Debian system, for root, a program that is installed, the distribution's package, for root; for
+    Kafka `KAFKA_HOME`, then its jars by Maven; for ElasticMQ its jars; for ministack its package
+    from PyPI; for pstest its Go module. What is fetched or built is kept in the user's cache.
+    `progress` gets a line for each thing that takes time or does not work; by default it goes to
+    standard error. May be called in several threads at once.
 
     Raises BrokerMissing, in one line, when no way works; BrokerFailed when the given URL does
     not answer; ValueError for a name or version that is not known.
@@ -51,7 +66,15 @@ def start(name: str, *, progress: Progress = to_stderr) -> LocalBroker:
     if wanted and wanted not in known()[base]:
         there = ", ".join(known()[base])
         raise ValueError(f"no {kind.title} {wanted!r} is known; known: {there}")
-    return _Search(kind, wanted, progress).first_that_works()
+    search = _Search(kind, wanted, progress)
+    if base not in _OTHERWISE:
+        return search.first_that_works()
+    try:
+        return search.first_that_works()
+    except BrokerMissing as missing:
+        other = _OTHERWISE[base]()
+        progress(f"{missing}. Instead: {other.title}")
+        return _Search(other, "", progress).first_that_works()
 
 
 def known() -> dict[str, tuple[str, ...]]:
@@ -120,6 +143,8 @@ class _Search:
         if not container.engine_answers():
             raise NotPossibleHere("no docker engine answers")
         source = self._kind.distribution
+        if not source.image:
+            raise NotPossibleHere(f"there is no container image of {self._kind.title}")
         image = f"{source.image}:{self._wanted or source.newest}"
         if not self._wanted:
             image = os.environ.get(f"{self._variable}_IMAGE", image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import uuid
 from collections import Counter
@@ -12,22 +13,46 @@ from typing import TYPE_CHECKING, Any
 
 from anymq import registry
 from anymq.broker import Broker, connect
+from anymq.capabilities import Level
 from anymq.errors import AnymqError, ConfigError
+from anymq.testing.standins import OPTIONS, Deviation, deviations, second
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
     from anymq.local import LocalBroker
+    from anymq.testing.rough import RoughSqs
 
-DEFAULT = ("memory", "rabbitmq", "rabbitmq-classic", "redis", "kafka")
+DEFAULT = (
+    "memory",
+    "rabbitmq",
+    "rabbitmq-classic",
+    "redis",
+    "kafka",
+    "sqs",
+    "sqs-fifo",
+    "pubsub",
+)
 VARIANTS = {  # the same broker, other options
     "rabbitmq-classic": ("rabbitmq", "queue=classic"),
     "kafka": ("kafka", "partitions=4"),  # so that consumers can share
+    "sqs-fifo": ("sqs", "fifo=true"),
+    "sqs-sns": ("sqs", "fanout=sns"),
+    "sqs-rough": ("sqs", ""),  # through what disturbs it
+    "pubsub-once": ("pubsub", "lease=3s&exactly_once=true"),
+    "pubsub-retained": ("pubsub", "lease=3s&retain=true"),
 }
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
     "kafka": 15.0,  # its adapter takes 10 to be sure that a broker is gone
+    "pubsub": 12.0,
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
+}
+LEASES = {"sqs": 4.0}  # seconds
+ROUGH_SEED = 7
+ADDRESSES = {  # of a topic with this name, where that is not the name itself
+    "sqs-fifo": "{}.fifo",
+    "sqs-sns": "arn:aws:sns:us-east-1:000000000000:{}",
 }
 
 Progress = Callable[[str], None]  # gets a line for each thing that takes time
@@ -41,11 +66,17 @@ class ColumnMissing(Exception):
 class Column:
     """One broker that the suite runs against.
 
-    evidence     what it is: real, emulator or in-process
+    evidence     what it is: real, emulator, stand-in or in-process
+    lease        seconds of a subscription's lease where a case does not say: short, where only the
+                 end of the lease brings back what a dead consumer held
     patience     seconds that a case waits for what should come before it is missing
     deviations   by contract id: how a stand-in is known to differ from the service, with a source
+    second       another stand-in, whose opinion counts where this one is no judge
+    asked        what that one is, once it was asked
     local        the handle, where the suite started the broker itself
     options      what its URL says behind the `?`, where the suite makes the URL
+    only         the level whose contracts are run: of what is usually so, where a stand-in is
+                 disturbed so that it is not
     connect      how a case opens a session: anymq.connect(), or anything that returns the same
     """
 
@@ -55,12 +86,18 @@ class Column:
     version: str = ""
     how: str = ""
     patience: float = 10.0
-    deviations: Mapping[str, str] = field(default_factory=dict)
+    lease: float | None = None
+    deviations: Mapping[str, Deviation] = field(default_factory=dict)
+    second: Source | None = None
+    asked: str = ""
     local: LocalBroker | None = None
     options: str = ""
     progress: Progress | None = None
+    only: Level | None = None
     connect: Callable[..., Broker] = connect
     _own: LocalBroker | None = None
+    _rough: RoughSqs | None = None
+    _opinion: Column | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -80,6 +117,16 @@ class Column:
                 self._own = _start_local(_base(self.name)[0], self.progress)
             return self._own
 
+    def second_opinion(self) -> Column:
+        """The other stand-in, started when first needed. Raises ColumnMissing."""
+        assert self.second is not None
+        with self._lock:
+            if self._opinion is None:
+                self._opinion = self.second.open(self.progress)
+                self._opinion.connect = self.connect
+                self.asked = self._opinion.version
+            return self._opinion
+
     def url_of(self, broker: LocalBroker) -> str:
         """How this column connects to it."""
         return self.with_options(broker.url)
@@ -88,13 +135,28 @@ class Column:
         """A URL of its broker with the options that this column stands for."""
         return _with_options(url, self.options)
 
+    def disturb(self) -> None:
+        """From now on its broker shows what SQS may do and no stand-in does, over and over."""
+        from anymq.testing.rough import RoughSqs, standard_queue
+
+        self._rough = RoughSqs(self.url, standard_queue(random.Random(ROUGH_SEED)))
+        self.url, self.only = self._rough.url, Level.BEST_EFFORT
+
+    def address_of(self, topic: str) -> str:
+        """The address of a topic that anymq made."""
+        return ADDRESSES.get(self.name.partition("@")[0], "{}").format(topic)
+
     def close(self) -> None:
         """Stop what was started, unless another column runs against it."""
+        if self._rough is not None:
+            self._rough.close()
         if self._own is not None:
             self._own.stop()
         if self.local is not None:
             _shared.leave(self.local)
-        self._own = self.local = None
+        if self._opinion is not None:
+            self._opinion.close()
+        self._own = self.local = self._opinion = None
 
     def to_dict(self) -> dict[str, Any]:
         url = str(Url.parse(self.url))  # without its password
@@ -104,6 +166,7 @@ class Column:
             "evidence": self.evidence,
             "version": self.version,
             "how": self.how,
+            "second_opinion": self.asked,
         }
 
 
@@ -128,14 +191,20 @@ class Source:
         elif self.url is None:
             base, options = _base(self.name)
             local = _shared.join(base, progress)
+            options = options or OPTIONS.get(local.title, "")
             url = _with_options(local.url, options)
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress
+            column.deviations = deviations(local.title, self.name)
+            if other := second(local.title, self.name):
+                column.second = Source(f"{self.name.partition('@')[0]}@{other}")
         else:
-            evidence = "in-process" if self.url.startswith("memory:") else "real"
-            column = Column(self.name, self.url, evidence, how="given by its URL")
+            column = Column(self.name, self.url, _evidence(self.url), how="given by its URL")
+        if self.name.partition("@")[0] == "sqs-rough":
+            column.disturb()
         usual = PATIENCE.get(self.kind, column.patience)
         column.patience = PATIENCE.get(self.name, usual)
+        column.lease = LEASES.get(self.kind)
         column.version = _server(column)
         return column
 
@@ -203,6 +272,13 @@ def _base(name: str) -> tuple[str, str]:
     return base + at + version, options
 
 
+def _evidence(url: str) -> str:
+    """What answers at an endpoint of the user's own is not the service."""
+    if url.startswith("memory:"):
+        return "in-process"
+    return "stand-in" if "endpoint" in Url.parse(url).options else "real"
+
+
 def _with_options(url: str, options: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}{options}" if options else url
 
@@ -255,6 +331,8 @@ def _server(column: Column) -> str:
         with anymq.connect(column.url) as broker:
             if column.in_process:
                 return f"anymq {version('anymq')}"
+            if column.local is not None and column.local.evidence != "real":
+                return f"{column.local.title} {column.local.version}"  # it does not say so itself
             return broker.server or column.name
     except AnymqError as error:
         column.close()

@@ -27,6 +27,7 @@ from anymq.url import Url
 HOST = "127.0.0.1"
 HANDSHAKE = 10.0  # seconds
 TLS = tuple(TLS_OPTIONS)
+_CLEAR, _SECURE = "endpoint=http://", "endpoint=https://"  # where the place is an option
 
 
 class Authorities:
@@ -143,7 +144,7 @@ def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str
     parsed, made = Url.parse(url), list[Front]()
     known = registry.backend(parsed.scheme).options
     given = {name: known[name].read(parsed.options[name]) for name in TLS if name in parsed.options}
-    secure = encrypted(url).partition("://")[0] == parsed.scheme
+    secure = _SECURE in url or _in_clear(url)[0] != parsed.scheme
     wanted = {**dict.fromkeys(TLS), **given}
     its_own = tls_context(parsed, wanted, True) if secure else None
 
@@ -158,6 +159,8 @@ def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str
 def encrypted(url: str, **options: str) -> str:
     """The same URL with TLS, and with these options in place of those for TLS."""
     scheme, rest = _in_clear(url)
+    if _CLEAR in rest:
+        return with_options(f"{scheme}://{rest.replace(_CLEAR, _SECURE)}", **options)
     if f"{scheme}s" not in registry.backend(scheme).schemes:
         raise ConfigError(f"{Url.parse(url)} has no way to encrypt: there is no {scheme}s://")
     return with_options(f"{scheme}s://{rest}", **options)
@@ -173,7 +176,7 @@ def _in_clear(url: str) -> tuple[str, str]:
     scheme, _, rest = url.partition("://")
     if scheme.endswith("s") and scheme[:-1] in registry.backend(scheme).schemes:
         scheme = scheme[:-1]
-    place, _, query = rest.partition("?")
+    place, _, query = rest.replace(_SECURE, _CLEAR).partition("?")
     kept = [part for part in query.split("&") if part and part.partition("=")[0] not in TLS]
     return scheme, f"{place}{'?' * bool(kept)}{'&'.join(kept)}"
 

@@ -52,22 +52,23 @@ class Link:
         else:
             self.broker.native.cut()
 
-    def mute(self) -> None:
-        """From now on what is sent arrives, and its answers do not."""
+    def mute(self, all: bool = False) -> None:
+        """From now on what is sent arrives, and its answers do not. `all`: also to who connects
+        anew, as a client does that has a connection for each of its requests."""
         assert self._relay is not None, "a broker in this process cannot be muted"
         self._history.add(Kind.FAULT, text="answers are held back")
-        self._relay.mute()
+        self._relay.mute(all)
 
-    def stall(self) -> None:
+    def stall(self, all: bool = False) -> None:
         """From now on nothing travels, in either direction, and nobody is told; who connects again
-        gets through."""
+        gets through, unless it is done to `all`."""
         assert self._relay is not None, "a broker in this process cannot be stalled"
         self._history.add(Kind.FAULT, text="the connection stalls")
-        self._relay.stall()
+        self._relay.stall(all)
 
     def slow(self, delay: float, bytes_per_second: float) -> None:
         """From now on everything takes `delay` seconds, and no more than so many bytes of each
-        connection and direction arrive in a second."""
+        direction arrive in a second."""
         assert self._relay is not None, "a broker in this process cannot be slowed"
         # Not a fault, which would excuse duplicates.
         self._history.add(Kind.NOTE, text=f"the network is slow: {bytes_per_second:g} bytes/s")

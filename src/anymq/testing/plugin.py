@@ -1,6 +1,6 @@
 """Contracts by columns as pytest items. Does nothing until files with cases are collected.
 
-    pytest contract_tests                                          memory, RabbitMQ, Redis and Kafka
+    pytest contract_tests                                          memory and every broker
     pytest contract_tests --anymq-column redis                     one of them
     pytest --pyargs anymq.testing --anymq-url myscheme://host      the suite against any broker
 
@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run it against memory, rabbitmq, rabbitmq-classic, redis or kafka (repeatable)",
+        help="run it against memory, rabbitmq, rabbitmq-classic, redis, .. (repeatable)",
     )
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anymq.capabilities import PROMISED, Fact, Level
@@ -30,7 +30,28 @@ def run(contract: Contract, column: Column, deadline: float | None = None) -> Ce
 def examine(
     contract: Contract, column: Column, deadline: float | None = None
 ) -> tuple[Cell, Sequence[Event]]:
-    """The same with all that happened, which a cell keeps only where it is a witness."""
+    """The same with all that happened, which a cell keeps only where it is a witness. Where a
+    stand-in is no judge the second opinion decides, if it is one, and the cell tells both."""
+    cell, events = _examine(contract, column, deadline)
+    if cell.outcome is not Outcome.STAND_IN_DIFFERS or column.second is None:
+        return cell, events
+    try:
+        other = column.second_opinion()
+    except ColumnMissing as error:
+        cell.detail += f"; no second opinion: {error}"
+        return cell, events
+    second, told = _examine(contract, other, deadline)
+    both = f"{other.version}: {second.detail or second.outcome}; {column.version}: {cell.detail}"
+    seconds = cell.seconds + second.seconds
+    if second.outcome is Outcome.STAND_IN_DIFFERS:
+        return replace(cell, detail=both, seconds=seconds), events
+    judged = replace(second, column=column.name, detail=both, seconds=seconds)
+    return replace(judged, judged_on=other.version), told
+
+
+def _examine(
+    contract: Contract, column: Column, deadline: float | None = None
+) -> tuple[Cell, Sequence[Event]]:
     began = time.monotonic()
     attempt = _Attempt(contract, column)
     before = set(threading.enumerate())
@@ -123,6 +144,9 @@ class _Attempt:
 
 
 def _impossible(contract: Contract, column: Column) -> Verdict | None:
+    deviation = column.deviations.get(contract.id)
+    if deviation is not None and not deviation.run:
+        return Outcome.STAND_IN_DIFFERS, f"{deviation}; not run", []
     missing = set() if column.breakable else set(contract.breaks)
     if column.in_process:
         missing |= contract.needs & {NETWORK}
@@ -135,7 +159,9 @@ def _impossible(contract: Contract, column: Column) -> Verdict | None:
 def _nothing_to_try(scenario: Scenario) -> Verdict | None:
     """Where there is nothing to try: not run when it is planned; differs when what it rests on
     cannot be used; unknown when a promise rests on that, for the table contradicts itself."""
-    contract, fact = scenario.contract, scenario.fact()
+    contract, fact, only = scenario.contract, scenario.fact(), scenario.column.only
+    if only is not None and (fact is None or fact.level is not only):
+        return Outcome.NOT_RUN, f"{scenario.column.name} is for what is {only.value}", []
     if fact is not None and fact.level is Level.PLANNED:
         return Outcome.NOT_RUN, f"planned: {fact.reason}", []
     for guarantee in contract.depends:

@@ -74,7 +74,8 @@ class Scenario:
         self._links: list[Link] = []
         self.broker = self.connect()
         self.topic = Topic(self._tag, **contract.topic)
-        self.subscription = self._wished(Subscription(self.topic, "work", **contract.subscription))
+        work = self.new_subscription("work", **contract.subscription)
+        self.subscription = self._wished(work)
 
     def _wished(self, plain: Subscription) -> Subscription:
         """With what the contract would like to have, where it can be had."""
@@ -110,7 +111,7 @@ class Scenario:
     def same(self, got: Iterable[Taken | Message], wanted: Iterable[Taken | Message]) -> bool:
         """Are they these, each once; and in this order, where the broker has one for all?"""
         found, expected = ids(got), ids(wanted)
-        if self.usable(Guarantee.ORDER_QUEUE):
+        if self.promised(Guarantee.ORDER_QUEUE):
             return found == expected
         return sorted(found) == sorted(expected)
 
@@ -134,7 +135,15 @@ class Scenario:
         self, name: str, topic: Topic | None = None, **options: Any
     ) -> Subscription:
         """Another subscription, of the same topic by default, not yet provisioned."""
+        if self.column.lease is not None and not options.get("ephemeral"):
+            options = {"lease": self.column.lease} | options
         return Subscription(topic or self.topic, name, **options)
+
+    def another(self, name: str, **options: Any) -> Subscription:
+        """Another one, not yet provisioned: of the same topic, which then gives each its own copy,
+        or of another topic where a topic has no more than one. Send to its own topic."""
+        fans_out = self.usable(Guarantee.FAN_OUT)
+        return self.new_subscription(name, None if fans_out else self.new_topic(), **options)
 
     def provision(self, *what: Topic | Subscription) -> None:
         """Make them; they are removed at the end, but for what is somebody else's."""
@@ -421,9 +430,9 @@ class Scenario:
 
     def _remove(self, what: Topic | Subscription) -> None:
         with contextlib.suppress(UnsupportedError):
-            if isinstance(what, Subscription) and what.dead_topic:
-                self.broker.remove(what.dead_letters, what.dead_topic)
             self.broker.remove(what)
+            if isinstance(what, Subscription) and what.dead_topic:  # nobody needs it any more
+                self.broker.remove(what.dead_letters, what.dead_topic)
 
 
 def _collect(errors: list[BaseException], function: Callable[..., object], *args: Any) -> None:

@@ -11,6 +11,7 @@ from anymq.capabilities import Fact, Level
 from anymq.errors import PlannedError, RequirementError, UnsupportedError
 from anymq.testing.contract import Contract
 from anymq.testing.history import Event
+from anymq.testing.standins.deviation import Deviation
 
 WITNESS = 24  # events kept of a violation
 
@@ -61,6 +62,7 @@ class Cell:
     witness: list[Event] = field(default_factory=list)
     seconds: float = 0.0
     fact: Fact | None = None  # what is declared, and why; None where nothing is
+    judged_on: str = ""  # the stand-in that decided, where it is not the column's own
 
     @property
     def failing(self) -> bool:
@@ -74,6 +76,7 @@ class Cell:
             "witness": [event.to_dict() for event in self.witness],
             "reason": self.fact.reason if self.fact else "",
             "seconds": round(self.seconds, 3),
+            "judged_on": self.judged_on,
         }
 
 
@@ -81,10 +84,18 @@ Verdict = tuple[Outcome, str, list[Event]]
 
 
 def decide(
-    contract: Contract, fact: Fact | None, seen: Observed, deviation: str | None = None
+    contract: Contract, fact: Fact | None, seen: Observed, deviation: Deviation | None = None
 ) -> Verdict:
     """`fact`: what is declared of the guarantee, None for a universal contract. `deviation`: how
     the stand-in at hand is known to differ from the service here."""
+    plain = _decide(contract, fact, seen)
+    ours = any(violation.always for violation in seen.violations)
+    if deviation is None or ours or plain[0] is Outcome.NOT_RUN:
+        return plain
+    return _stand_in(plain, seen, deviation)
+
+
+def _decide(contract: Contract, fact: Fact | None, seen: Observed) -> Verdict:
     level = fact.level if fact else None
     refused = _refusal(level, seen)
     if refused:
@@ -94,8 +105,6 @@ def decide(
     always = [violation for violation in seen.violations if violation.always]
     if always:
         return _told(Outcome.BROKEN, always, "whatever is declared: ")
-    if deviation:
-        return _stand_in(seen, deviation)
     if seen.violations:
         outcome = Outcome.DIFFERS if level in _MAY_DIFFER else Outcome.BROKEN
         return _told(outcome, seen.violations)
@@ -133,10 +142,16 @@ def _clean(contract: Contract, fact: Fact | None, seen: Observed) -> Verdict:
     return Outcome.NOT_WITNESSED, f"declared {declared} ({fact.reason}), held {tries}", []
 
 
-def _stand_in(seen: Observed, deviation: str) -> Verdict:
-    if seen.violations:
-        return _told(Outcome.STAND_IN_DIFFERS, seen.violations, f"{deviation}: ")
-    return Outcome.BROKEN, f"the stand-in no longer differs: {deviation}", []
+def _stand_in(plain: Verdict, seen: Observed, deviation: Deviation) -> Verdict:
+    """`plain`: what it would be without the deviation. That shows where this is a failure."""
+    outcome, detail, witness = plain
+    if seen.error is not None and type(seen.error).__name__ != deviation.error:
+        return plain
+    if outcome in FAILING:
+        return Outcome.STAND_IN_DIFFERS, f"{deviation}: {detail}", witness
+    if deviation.always:
+        return Outcome.BROKEN, f"the stand-in no longer differs: {deviation}", []
+    return Outcome.STAND_IN_DIFFERS, f"{deviation}; not seen here, which proves nothing", []
 
 
 def _told(outcome: Outcome, violations: Sequence[Violation], before: str = "") -> Verdict:

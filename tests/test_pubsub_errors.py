@@ -1,0 +1,207 @@
+"""What no stand-in of Pub/Sub answers and the service does, from a server that says what it is
+told: refusals, missing rights, acks that exactly-once delivery does not take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.pubsub_v1 import types as pubsub
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+import anymq
+from anymq import Message, Subscription, Topic
+from anymq.errors import (
+    AnymqError,
+    AuthenticationError,
+    AuthorizationError,
+    ConfigConflictError,
+    ConnectionLostError,
+    LeaseLostError,
+    NotFoundError,
+    RejectedError,
+    SendUnknownError,
+    ThrottledError,
+)
+
+DEADLINE = 20.0  # seconds; nothing here takes so long unless it is broken
+WORK = Subscription(Topic("orders"), "work")
+Code = grpc.StatusCode
+
+
+THERE = pubsub.Subscription.serialize(pubsub.Subscription(ack_deadline_seconds=60))
+
+
+class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers every method with nothing, but for those in `answers`: bytes, or a refusal."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {"GetSubscription": THERE}
+        self.asked: Counter[str] = Counter()
+
+    def service(self, details: Any) -> Any:
+        method = details.method.rpartition("/")[2]
+        return grpc.unary_unary_rpc_method_handler(lambda _, context: self._answer(method, context))
+
+    def _answer(self, method: str, context: Any) -> bytes:
+        self.asked[method] += 1
+        answer = self.answers.get(method, b"")
+        if isinstance(answer, status_pb2.Status):
+            context.abort_with_status(rpc_status.to_status(answer))
+        if isinstance(answer, grpc.StatusCode):
+            context.abort(answer, "on purpose")
+        if isinstance(answer, list):
+            answer = answer.pop(0) if answer else b""
+        found: bytes = answer
+        return found
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[Service, str]]:
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    handler = Service()
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield handler, f"pubsub://project?endpoint=127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+REFUSALS = [
+    (Code.UNAUTHENTICATED, AuthenticationError),
+    (Code.PERMISSION_DENIED, AuthorizationError),
+    (Code.NOT_FOUND, NotFoundError),
+    (Code.RESOURCE_EXHAUSTED, ThrottledError),
+    (Code.INVALID_ARGUMENT, RejectedError),
+    (Code.FAILED_PRECONDITION, ConfigConflictError),
+]
+NO_ANSWERS = [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.INTERNAL, Code.UNKNOWN]
+
+
+@pytest.mark.parametrize(("code", "kind"), REFUSALS, ids=[code.name for code, _ in REFUSALS])
+def test_what_is_refused_was_not_stored(
+    service: tuple[Service, str], code: grpc.StatusCode, kind: type[AnymqError]
+) -> None:
+    handler, url = service
+    with anymq.connect(url, reconnect=False) as broker:
+        producer = broker.producer(WORK.topic)
+        handler.answers["Publish"] = code
+        with pytest.raises(kind, match="orders"):
+            producer.send(Message(b"x"))
+
+
+@pytest.mark.parametrize("code", NO_ANSWERS, ids=[code.name for code in NO_ANSWERS])
+def test_what_has_no_answer_may_be_stored(
+    service: tuple[Service, str], code: grpc.StatusCode
+) -> None:
+    handler, url = service
+    with anymq.connect(url, reconnect=False) as broker:
+        producer = broker.producer(WORK.topic)
+        handler.answers["Publish"] = code
+        with pytest.raises(SendUnknownError):
+            producer.send(Message(b"x"))
+
+
+def test_a_wrong_credential_is_told_at_the_start(service: tuple[Service, str]) -> None:
+    handler, url = service
+    handler.answers["ListTopics"] = Code.UNAUTHENTICATED
+    with pytest.raises(AuthenticationError):
+        anymq.connect(url)
+
+
+def test_who_may_only_publish_and_consume_may_do_that(service: tuple[Service, str]) -> None:
+    handler, url = service
+    for method in ("ListTopics", "GetTopic", "GetSubscription", "ListTopicSubscriptions"):
+        handler.answers[method] = Code.PERMISSION_DENIED
+    handler.answers["Pull"] = [_pulled("a")]
+    with anymq.connect(url) as broker:
+        broker.producer(WORK.topic).send(Message(b"x"))
+        with broker.consumer(WORK) as consumer:
+            (delivery,) = consumer.receive(1, DEADLINE)
+            delivery.ack(wait=True)
+
+
+def test_who_may_not_provision_is_told_what(service: tuple[Service, str]) -> None:
+    handler, url = service
+    handler.answers["CreateTopic"] = Code.PERMISSION_DENIED
+    with (
+        anymq.connect(url) as broker,
+        pytest.raises(AuthorizationError, match="projects/project/topics/orders"),
+    ):
+        broker.provision(WORK.topic)
+
+
+def test_empty_answers_make_no_storm_of_questions(service: tuple[Service, str]) -> None:
+    """The service may say at any time that there is nothing, at once."""
+    handler, url = service
+    with anymq.connect(url) as broker, broker.consumer(WORK) as consumer:
+        assert consumer.receive(1, 2.0) == []
+        assert 2 <= handler.asked["Pull"] <= 10
+
+
+def test_a_missing_subscription_is_told_while_it_is_read(service: tuple[Service, str]) -> None:
+    handler, url = service
+    with anymq.connect(url) as broker:
+        consumer = broker.consumer(WORK)
+        handler.answers["Pull"] = Code.NOT_FOUND
+        with pytest.raises(NotFoundError):
+            consumer.receive(1, DEADLINE)
+
+
+def test_exactly_once_names_the_acks_that_it_did_not_take(service: tuple[Service, str]) -> None:
+    handler, url = service
+    handler.answers["Pull"] = [_pulled("a", "b", "c")]
+    refused: list[Any] = []
+    with anymq.connect(f"{url}&exactly_once=true") as broker:
+        consumer = broker.consumer(WORK, on_refused=refused.extend)
+        taken: list[anymq.Delivery] = []
+        while len(taken) < 3:
+            taken += consumer.receive(3, DEADLINE)
+        handler.answers["Acknowledge"] = _not_taken("b")
+        for delivery in taken:
+            delivery.ack()
+        with pytest.raises(LeaseLostError):
+            consumer.flush()
+        assert [(d.body, type(error)) for d, error in refused] == [(b"b", LeaseLostError)]
+
+
+def test_a_passing_error_of_a_pull_ends_the_session_and_not_the_consumer(
+    service: tuple[Service, str],
+) -> None:
+    handler, url = service
+    events: list[Any] = []
+    with anymq.connect(url, on_connection=events.append) as broker:
+        consumer = broker.consumer(WORK)
+        handler.answers["Pull"] = Code.INTERNAL
+        assert consumer.receive(1, 1.0) == []
+        handler.answers["Pull"] = _pulled("a")
+        (delivery,) = consumer.receive(1, DEADLINE)
+        assert delivery.body == b"a"
+        assert any(isinstance(event.error, ConnectionLostError) for event in events)
+
+
+def _pulled(*bodies: str) -> bytes:
+    received = [
+        pubsub.ReceivedMessage(
+            ack_id=body, message=pubsub.PubsubMessage(data=body.encode(), message_id=body)
+        )
+        for body in bodies
+    ]
+    found: bytes = pubsub.PullResponse.serialize(pubsub.PullResponse(received_messages=received))
+    return found
+
+
+def _not_taken(ack_id: str) -> status_pb2.Status:
+    info = error_details_pb2.ErrorInfo(
+        reason="EXACTLY_ONCE_ACKID_FAILURE",
+        metadata={ack_id: "PERMANENT_FAILURE_INVALID_ACK_ID"},
+    )
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    return status_pb2.Status(code=Code.FAILED_PRECONDITION.value[0], message="no", details=[detail])
