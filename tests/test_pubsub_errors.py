@@ -44,12 +44,17 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {"GetSubscription": THERE}
         self.asked: Counter[str] = Counter()
+        self.published: list[bytes] = []
 
     def service(self, details: Any) -> Any:
         method = details.method.rpartition("/")[2]
-        return grpc.unary_unary_rpc_method_handler(lambda _, context: self._answer(method, context))
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: self._answer(method, request, context)
+        )
 
-    def _answer(self, method: str, context: Any) -> bytes:
+    def _answer(self, method: str, request: bytes, context: Any) -> bytes:
+        if method == "Publish":
+            self.published.append(request)
         self.asked[method] += 1
         answer = self.answers.get(method, b"")
         if isinstance(answer, status_pb2.Status):
@@ -64,7 +69,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 @pytest.fixture
 def service() -> Iterator[tuple[Service, str]]:
-    server = grpc.server(futures.ThreadPoolExecutor(8))
+    unlimited = [("grpc.max_receive_message_length", -1)]
+    server = grpc.server(futures.ThreadPoolExecutor(8), options=unlimited)
     handler = Service()
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -106,6 +112,29 @@ def test_what_has_no_answer_may_be_stored(
         handler.answers["Publish"] = code
         with pytest.raises(SendUnknownError):
             producer.send(Message(b"x"))
+
+
+def test_fr53_requests_keep_to_both_limits_and_to_the_order_of_a_key(
+    service: tuple[Service, str],
+) -> None:
+    handler, url = service
+    sizes = [10, 400_000, 9_000_000, 700_000, 20] * 4 + [5] * 3000
+    messages = [
+        Message(bytes(size), key=(None, "a", "b")[number % 3], id=str(number))
+        for number, size in enumerate(sizes)
+    ]
+    with anymq.connect(url) as broker:
+        report = broker.producer(WORK.topic).send_many(messages)
+    assert report.stored == len(messages)
+    requests = [pubsub.PublishRequest.deserialize(raw).messages for raw in handler.published]
+    assert max(map(len, handler.published)) <= 10_000_000
+    assert max(map(len, requests)) <= 1000
+    for request in requests:
+        assert len({message.ordering_key for message in request}) == 1
+    for key in ("a", "b"):
+        got = [m.attributes["anymq-id"] for r in requests for m in r if m.ordering_key == key]
+        assert got == [m.id for m in messages if m.key == key]
+    assert len(requests) < len(messages) / 20
 
 
 def test_a_wrong_credential_is_told_at_the_start(service: tuple[Service, str]) -> None:
