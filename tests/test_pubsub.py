@@ -244,14 +244,14 @@ MUTANTS: list[tuple[str, object, str, Callable[[Any], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("catcher", sorted({mutant[-1] for mutant in MUTANTS}))
-def test_healthy(column: Column, catcher: str) -> None:
-    cell = run(CONTRACTS[catcher], column)
-    assert cell.outcome in (Outcome.HOLDS, Outcome.EMULATED), explain(CONTRACTS[catcher], cell)
+@pytest.mark.parametrize("contract", sorted({mutant[-1] for mutant in MUTANTS}))
+def test_healthy(column: Column, contract: str) -> None:
+    cell = run(CONTRACTS[contract], column)
+    assert cell.outcome in (Outcome.HOLDS, Outcome.EMULATED), explain(CONTRACTS[contract], cell)
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "fault", "catcher"),
+    ("where", "name", "fault", "contract"),
     [mutant[1:] for mutant in MUTANTS],
     ids=[mutant[0] for mutant in MUTANTS],
 )
@@ -260,9 +260,9 @@ def test_mutant(
     where: Any,
     name: str,
     fault: Callable[[Any], Any],
-    catcher: str,
+    contract: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(where, name, fault(getattr(where, name)))
-    cell = run(CONTRACTS[catcher], column)
-    assert cell.outcome is Outcome.BROKEN, explain(CONTRACTS[catcher], cell)
+    cell = run(CONTRACTS[contract], column)
+    assert cell.outcome is Outcome.BROKEN, explain(CONTRACTS[contract], cell)

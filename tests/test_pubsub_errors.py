@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent import futures
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -44,12 +45,20 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {"GetSubscription": THERE}
         self.asked: Counter[str] = Counter()
+        self.published: list[bytes] = []
+        self.made: list[bytes] = []
 
     def service(self, details: Any) -> Any:
         method = details.method.rpartition("/")[2]
-        return grpc.unary_unary_rpc_method_handler(lambda _, context: self._answer(method, context))
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: self._answer(method, request, context)
+        )
 
-    def _answer(self, method: str, context: Any) -> bytes:
+    def _answer(self, method: str, request: bytes, context: Any) -> bytes:
+        if method == "Publish":
+            self.published.append(request)
+        if method == "CreateSubscription":
+            self.made.append(request)
         self.asked[method] += 1
         answer = self.answers.get(method, b"")
         if isinstance(answer, status_pb2.Status):
@@ -64,7 +73,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 @pytest.fixture
 def service() -> Iterator[tuple[Service, str]]:
-    server = grpc.server(futures.ThreadPoolExecutor(8))
+    unlimited = [("grpc.max_receive_message_length", -1)]
+    server = grpc.server(futures.ThreadPoolExecutor(8), options=unlimited)
     handler = Service()
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -108,6 +118,29 @@ def test_what_has_no_answer_may_be_stored(
             producer.send(Message(b"x"))
 
 
+def test_fr53_requests_keep_to_both_limits_and_to_the_order_of_a_key(
+    service: tuple[Service, str],
+) -> None:
+    handler, url = service
+    sizes = [10, 400_000, 9_000_000, 700_000, 20] * 4 + [5] * 3000
+    messages = [
+        Message(bytes(size), key=(None, "a", "b")[number % 3], id=str(number))
+        for number, size in enumerate(sizes)
+    ]
+    with anymq.connect(url) as broker:
+        report = broker.producer(WORK.topic).send_many(messages)
+    assert report.stored == len(messages)
+    requests = [pubsub.PublishRequest.deserialize(raw).messages for raw in handler.published]
+    assert max(map(len, handler.published)) <= 10_000_000
+    assert max(map(len, requests)) <= 1000
+    for request in requests:
+        assert len({message.ordering_key for message in request}) == 1
+    for key in ("a", "b"):
+        got = [m.attributes["anymq-id"] for r in requests for m in r if m.ordering_key == key]
+        assert got == [m.id for m in messages if m.key == key]
+    assert len(requests) < len(messages) / 20
+
+
 def test_a_wrong_credential_is_told_at_the_start(service: tuple[Service, str]) -> None:
     handler, url = service
     handler.answers["ListTopics"] = Code.UNAUTHENTICATED
@@ -143,6 +176,45 @@ def test_empty_answers_make_no_storm_of_questions(service: tuple[Service, str]) 
     with anymq.connect(url) as broker, broker.consumer(WORK) as consumer:
         assert consumer.receive(1, 2.0) == []
         assert 2 <= handler.asked["Pull"] <= 10
+
+
+def test_what_a_subscription_is_made_with(service: tuple[Service, str]) -> None:
+    handler, url = service
+    parking = Subscription(
+        WORK.topic, "work", ordered=True, lease=30.0, dead_letter=True, max_attempts=3
+    )
+    with anymq.connect(f"{url}&retry_after=5s&exactly_once=true&retain=true") as broker:
+        broker.provision(parking)
+    made = [pubsub.Subscription.deserialize(raw) for raw in handler.made]
+    assert [each.name.rpartition("/")[2] for each in made] == ["orders_work_dead", "orders_work"]
+    work = made[1]
+    assert work.retry_policy.minimum_backoff.total_seconds() == 5
+    assert work.retry_policy.maximum_backoff.total_seconds() == 600
+    assert (work.ack_deadline_seconds, work.enable_message_ordering) == (30, True)
+    assert (work.enable_exactly_once_delivery, work.retain_acked_messages) == (True, True)
+    assert work.dead_letter_policy.dead_letter_topic == "projects/project/topics/orders_work_dead"
+    assert work.dead_letter_policy.max_delivery_attempts == 100
+
+
+def test_what_is_there_and_differs_is_told(service: tuple[Service, str]) -> None:
+    handler, url = service
+    handler.answers["CreateSubscription"] = Code.ALREADY_EXISTS
+    there = pubsub.Subscription(
+        name="projects/project/subscriptions/orders_work",
+        topic="projects/project/topics/orders",
+        ack_deadline_seconds=60,
+        retry_policy=pubsub.RetryPolicy(minimum_backoff=timedelta(seconds=7)),
+    )
+    handler.answers["GetSubscription"] = pubsub.Subscription.serialize(there)
+    with anymq.connect(url) as broker:
+        broker.provision(WORK)
+        with pytest.raises(ConfigConflictError, match=r"lease=60.*lease=30"):
+            broker.provision(Subscription(WORK.topic, "work", lease=30.0))
+    with (
+        anymq.connect(f"{url}&retry_after=5s") as broker,
+        pytest.raises(ConfigConflictError, match="retry_after=0:00:07"),
+    ):
+        broker.provision(WORK)
 
 
 def test_a_missing_subscription_is_told_while_it_is_read(service: tuple[Service, str]) -> None:

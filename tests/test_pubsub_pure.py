@@ -128,6 +128,7 @@ def test_what_is_meant_for_one_subscription() -> None:
         "pubsub://project?lease=601",
         "pubsub://project?lease=0",
         "pubsub://project?exactly-once=true",
+        "pubsub://project?retry_after=601s",
     ],
 )
 def test_urls_that_mean_nothing(text: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anymq.spi import Adapter, Backend, Option, Url, flag, period
-from anymq_pubsub.capabilities import LONGEST_LEASE, declare
+from anymq_pubsub.capabilities import LONGEST_BACKOFF, LONGEST_LEASE, declare
 
 __all__ = ["BACKEND"]
 
@@ -29,6 +29,13 @@ def _lease(text: str) -> float:
     value = period(text)
     if value != int(value) or value > LONGEST_LEASE:
         raise ValueError(f"write whole seconds, {LONGEST_LEASE:.0f} at most")
+    return value
+
+
+def _backoff(text: str) -> float:
+    value = period(text)
+    if value > LONGEST_BACKOFF:
+        raise ValueError(f"{LONGEST_BACKOFF:.0f} s at most")
     return value
 
 
@@ -61,6 +68,13 @@ BACKEND = Backend(
             False,
             "topics and subscriptions that anymq makes keep what was acked, for 7 days: a"
             " subscription can go back to it, and a new one begins with the oldest",
+        ),
+        "retry_after": Option(
+            _backoff,
+            None,
+            "subscriptions that anymq makes give what was nacked without a delay, or came back from"
+            " a consumer that died, only after so long, and longer each time, up to 600 s. Without"
+            " it: at once",
         ),
         "timeout": Option(
             period, 10.0, "how long the service may take to answer a question, connecting included"

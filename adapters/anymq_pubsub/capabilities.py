@@ -24,6 +24,7 @@ REQUEST_MESSAGES = 1000
 BODY = 9_900_000  # bytes; the rest of a request is for key, headers and framing
 HEADERS = 20_000  # bytes of names and values that always fit, see wire.py
 SHORTEST_LEASE, LONGEST_LEASE = 10.0, 600.0  # seconds
+LONGEST_BACKOFF = 600.0  # seconds, of a retry policy
 LONGEST_DELAY = 600.0  # seconds: an ack deadline, too
 ATTEMPTS = (5, 100)
 RETENTION = 604_800.0  # seconds
@@ -248,6 +249,12 @@ def declare(
         " then comes again from nobody",
         PROTO + "SeekRequest.time",
     )
+    if options["retry_after"] is not None:
+        facts[G.NACK] = Fact(
+            Level.BEST_EFFORT,
+            f"again after {options['retry_after']:g} s, and later each time: ?retry_after= says so",
+            PROTO + "RetryPolicy",
+        )
     lease = options["lease"]
     limits = Limits(
         body=BODY,

@@ -19,9 +19,11 @@ from anymq.spi import (
     NotFoundError,
     RejectedError,
     ThrottledError,
+    TooLargeError,
 )
 
 NO_CREDENTIALS = "Getting metadata from plugin failed"  # how gRPC tells that of the credentials
+TOO_LARGE = "larger than max"  # how gRPC tells that a server takes no such message
 KINDS: tuple[tuple[type[Exception], type[AnymqError]], ...] = (
     (google.Unauthenticated, AuthenticationError),
     (google.Forbidden, AuthorizationError),
@@ -60,6 +62,8 @@ def translate(error: Exception, doing: str) -> AnymqError:
             break
     if NO_CREDENTIALS in text:
         kind = AuthenticationError
+    elif kind is ThrottledError and TOO_LARGE in text:
+        kind = TooLargeError
     found = kind(f"{doing}: {text}")
     if isinstance(error, PASSING):
         found.retryable = True

@@ -19,7 +19,7 @@ from anymq.spi import (
     Topic,
     UnsupportedError,
 )
-from anymq_pubsub.capabilities import ATTEMPTS
+from anymq_pubsub.capabilities import ATTEMPTS, LONGEST_BACKOFF
 from anymq_pubsub.client import Client
 
 KEPT = timedelta(days=7)  # of unacked messages, and with ?retain=true of acked ones
@@ -116,6 +116,11 @@ class Topology:
             message_retention_duration=KEPT,
             expiration_policy=pubsub.ExpirationPolicy(**NEVER),
         )
+        if self._options["retry_after"] is not None:
+            found.retry_policy = pubsub.RetryPolicy(
+                minimum_backoff=timedelta(seconds=self._options["retry_after"]),
+                maximum_backoff=timedelta(seconds=LONGEST_BACKOFF),
+            )
         if subscription.dead_topic is not None and subscription.backstop is not None:
             found.dead_letter_policy = pubsub.DeadLetterPolicy(
                 dead_letter_topic=self.topic(subscription.dead_topic),
@@ -160,6 +165,8 @@ class Topology:
         }
         if subscription.lease is not None:
             values["lease"] = (there.ack_deadline_seconds, wanted.ack_deadline_seconds)
+        if self._options["retry_after"] is not None:
+            values["retry_after"] = (_retry(there), _retry(wanted))
         if wanted.retain_acked_messages:
             values["retain"] = (there.retain_acked_messages, True)
         for name, (has, asked) in values.items():
@@ -206,6 +213,12 @@ def refuse_what_is_absent(subscription: Subscription) -> None:
             f"{subscription}: binding={subscription.binding!r}: a topic of Pub/Sub is no exchange"
             " that could choose (RabbitMQ is)"
         )
+
+
+def _retry(subscription: Any) -> str:
+    """The retry policy in words."""
+    policy = subscription.retry_policy
+    return f"{policy.minimum_backoff} to {policy.maximum_backoff}" if policy else "None"
 
 
 def _letters(subscription: Any) -> str:

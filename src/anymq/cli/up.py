@@ -185,13 +185,20 @@ def _show(starts: Sequence[_Start]) -> None:
     wide_url = max(map(len, urls.values()))
     for one in starts:
         assert one.broker is not None
-        about = f"{one.broker.version}, {one.broker.how}"
+        about = f"{_what(one.broker)}, {one.broker.how}"
         text = Text.assemble(
             (f"{one.name:{wide}}", "bold"), f"  {urls[one.name]:{wide_url}}  ", (about, "dim")
         )
         out.print(text, soft_wrap=True)
     out().file.flush()
     err.print("anymq: all of them run until Ctrl-C", soft_wrap=True)
+
+
+def _what(broker: LocalBroker) -> str:
+    """Its version; of what only stands in for a service, also what that is."""
+    if broker.evidence == "real":
+        return broker.version
+    return f"{broker.title} {broker.version}, {broker.evidence}"
 
 
 def _url(broker: LocalBroker) -> str:

@@ -46,7 +46,7 @@ PSTEST: dict[str, Deviation] = {
     "HIS-02": Deviation(ONE_OF_A_KEY, FAKED, run=False),
     "DLQ-07": Deviation(PINNED, FAKE, error="ConfigConflictError"),
     "DLQ-09": Deviation(PINNED, FAKE, error="ConfigConflictError"),
-    "PAY-08": Deviation("it takes no more than 4 MiB", FAKED, error="ThrottledError"),
+    "PAY-08": Deviation("it takes no more than 4 MiB", FAKED, error="TooLargeError"),
     "FLW-07": Deviation("a Pull waits for half a second only", FAKE),
 }
 TABLES = {"Google's Pub/Sub emulator": EMULATOR, "pstest": PSTEST}
