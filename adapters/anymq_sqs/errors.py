@@ -116,7 +116,12 @@ def of_code(answer: Mapping[str, Any], what: str) -> AnymqError:
     for part, kind in _CODES:
         if part in code:
             return kind(said)
-    if "must be shorter" in text or "too long" in text or "longer than" in text:
+    if (
+        "must be shorter" in text
+        or "too long" in text
+        or "longer than" in text
+        or "TooLong" in text
+    ):
         return TooLargeError(said)
     return BrokerError(said)
 

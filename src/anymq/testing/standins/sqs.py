@@ -37,6 +37,16 @@ ELASTICMQ = {
     "DEL-06": Deviation(
         "answers before it has written: a kill loses what came last", "seen on 1.6.14", run=False
     ),
+    "PAY-08": Deviation(
+        "takes no message of more than 256 KiB",
+        "AWS SQS API reference, SendMessage: 1 MiB",
+        error="TooLargeError",
+    ),
+    "FLW-03": Deviation(
+        "takes no message of more than 256 KiB",
+        "AWS SQS API reference, SendMessage: 1 MiB",
+        error="ValueError",
+    ),
     "ADM-03": _PURGE,
 }
 TABLES = {"ministack": MINISTACK, "ElasticMQ": ELASTICMQ}
