@@ -16,7 +16,7 @@ from anymq.testing.scenario import Scenario
 from anymq.topics import Topic
 
 CYCLES, WARM = 50, 5
-SPARE = 1000  # blocks of memory; confluent-kafka 2.16.1 leaves ten small ones behind per session
+SPARE = 1000  # blocks of memory; a client library may leave ten small ones behind per session
 FORKED = 30  # seconds after which a child hangs
 
 

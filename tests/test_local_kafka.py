@@ -277,7 +277,7 @@ def _session_timeout(url: str) -> str | None:
 
 
 def test_stock_has_the_timeouts_that_kafka_comes_with(kafka: LocalBroker) -> None:
-    assert _session_timeout(kafka.url) == "2000"
+    assert _session_timeout(kafka.url) == "3000"
     with start("kafka@stock") as stock:
         assert stock.version == kafka.version
         assert _session_timeout(stock.url) == "45000"

@@ -45,6 +45,7 @@ PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
     "redis": 3.0,
     "kafka": 15.0,  # its adapter takes 10 to be sure that a broker is gone
+    "kafkas": 15.0,
     "pubsub": 12.0,
     "kafka@stock": 60.0,  # it takes 45 to see that a consumer is gone
 }
