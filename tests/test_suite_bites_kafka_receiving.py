@@ -1,0 +1,89 @@
+"""Faults of the receiving half of the Kafka adapter that contracts must catch, on a real broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from anymq.spi import Delivery, Refusal
+from anymq.testing.columns import Column, Source
+from anymq.testing.contract import CONTRACTS, load
+from anymq.testing.runner import run
+from anymq.testing.verdict import Outcome
+from anymq_kafka.desk import Desk
+from anymq_kafka.offsets import Commit, Offsets
+
+load()
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module")
+def column() -> Iterator[Column]:
+    found = Source("kafka").open()
+    yield found
+    found.close()
+
+
+def commits_too_far(patch: pytest.MonkeyPatch) -> None:
+    """The highest that is acked, whatever is open before it."""
+    patch.setattr(Offsets, "commit", lambda offsets: Commit(offsets._top, "", True))
+
+
+def acks_before_the_handler(patch: pytest.MonkeyPatch) -> None:
+    """What is handed out counts as handled."""
+    take = Desk.take
+
+    def taken(desk: Desk, limit: int, wait: float) -> list[Delivery]:
+        found = take(desk, limit, wait)
+        for delivery in found:
+            _settle(desk, delivery)
+        return found
+
+    patch.setattr(Desk, "take", taken)
+
+
+def _settle(desk: Desk, delivery: Delivery) -> None:
+    assignment: Any = delivery.claim
+    with desk.lock:
+        assignment.offsets.settle(delivery.handle[0])
+        assignment.version += 1
+        desk.dirty.add(assignment)
+
+
+def closes_without_a_commit(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anymq_kafka.owner.Owner._last_commit", lambda _: None)
+    patch.setattr("anymq_kafka.owner.Owner._commit_now", lambda *_: True)
+
+
+def counts_no_failure(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Offsets, "fail", lambda *_: None)
+
+
+def forgets_a_nack(patch: pytest.MonkeyPatch) -> None:
+    def settled(desk: Desk, deliveries: Sequence[Delivery], _: float) -> list[Refusal]:
+        return desk.settle(deliveries)
+
+    patch.setattr(Desk, "fail", settled)
+
+
+FAULTS: dict[Fault, Sequence[str]] = {
+    commits_too_far: ["ACK-12"],
+    acks_before_the_handler: ["ACK-11"],
+    closes_without_a_commit: ["ACK-10"],
+    counts_no_failure: ["DLQ-01"],
+    forgets_a_nack: ["ACK-04"],
+}
+
+
+@pytest.mark.parametrize("contract", sorted({each for found in FAULTS.values() for each in found}))
+def test_healthy(column: Column, contract: str) -> None:
+    assert run(CONTRACTS[contract], column).outcome in (Outcome.HOLDS, Outcome.EMULATED)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_caught(column: Column, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault(monkeypatch)
+    for contract in FAULTS[fault]:
+        assert run(CONTRACTS[contract], column).outcome is Outcome.BROKEN, contract
