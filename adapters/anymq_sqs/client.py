@@ -97,13 +97,24 @@ class Client:
         """Credentials that worked and have expired end the session: the next one looks for others,
         where boto3 finds them."""
         found = errors.translate(error, what, self.place)
-        if isinstance(found, ConnectionLostError) and (why := self._tls_refusal()):
-            return why
+        if isinstance(found, ConnectionLostError):
+            self._drop_idle()
+            if why := self._tls_refusal():
+                return why
         if self._answered and errors.is_expired(error):
             found = ConnectionLostError(f"{found} (credentials are looked for again)")
             found.__cause__ = error
             self.lost = self.lost or found
         return found
+
+    def _drop_idle(self) -> None:
+        """Connections that wait to be used again went the same way as the one that failed: where
+        that was silence, each of them would be waited for."""
+        for client in self._clients():
+            client.close()
+
+    def _clients(self) -> list[Any]:
+        return [one for one in (self.sqs, self.once, self.polls, self.sns) if one is not None]
 
     def _tls_refusal(self) -> AnymqError | None:
         """Why the other side has ended an encrypted connection: it says so, but botocore may be
@@ -150,9 +161,8 @@ class Client:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
-        for client in (self.sqs, self.once, self.polls, self.sns):
-            if client is not None:
-                client.close()
+        for client in self._clients():
+            client.close()
 
 
 def _check_endpoint(url: Url, endpoint: str | None) -> None:
