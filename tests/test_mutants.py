@@ -38,7 +38,7 @@ def cells(request: pytest.FixtureRequest) -> Iterator[Cells]:
     with ThreadPoolExecutor(WORKERS) as pool:
         for item in request.session.items:
             params = item.callspec.params if hasattr(item, "callspec") else {}
-            if params.get("catcher") not in CONTRACTS:
+            if "mutant" not in params or params["catcher"] not in CONTRACTS:
                 continue
             mutant, catcher = params["mutant"], params["catcher"]
             contract = CONTRACTS[catcher]

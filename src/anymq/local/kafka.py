@@ -28,7 +28,7 @@ _JARS = Jars(
     54,
     ("KAFKA_HOME", "kafka-clients-*.jar"),
 )
-_DOORS = 8  # relays that can stand before one broker; more of them take turns
+_DOORS = 16  # relays that can stand before one broker; more of them take turns
 
 # One node only, and no topic that nobody asked for.
 _ALONE = {
