@@ -7,6 +7,9 @@ each message, against a raw confluent_kafka.Producer that does the same job (ide
 messages with id, key, one header and time; an outcome for each), and against kombu and FastStream
 used as their documentation shows.
 
+And of consuming with committed acks, against a raw confluent_kafka.Consumer that reads the same of
+each record and commits as it goes.
+
 Starts a broker for itself unless given the URL of one.
 """
 
@@ -14,9 +17,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +38,8 @@ from benchmarks.measure import Contest, Stopwatch, Used, shape
 BODY = b"x" * 256
 HEADERS = {"a": "1"}
 WORK = anymq.Subscription(anymq.Topic("benchmark"), "work")
+PREFETCH = 1000
+COMMIT_EVERY = 100  # messages
 POLL_EVERY = 100  # messages; confluent-kafka's documentation polls after each
 
 
@@ -89,6 +96,98 @@ def our_publish(url: str, count: int) -> Used:
     assert len(outcomes) == count
     assert all(outcome.error is None for outcome in outcomes)
     return used
+
+
+def raw_consume(url: str, count: int) -> Used:
+    """One thread; the last commit is waited for."""
+    clock = Stopwatch()
+    consumer = confluent_kafka.Consumer(
+        {
+            "bootstrap.servers": servers(url),
+            "group.id": WORK.queue_name,
+            "group.protocol": "consumer",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "fetch.queue.backoff.ms": 5,
+        }
+    )
+    consumer.subscribe([WORK.topic.name])
+    done, committed = 0, 0
+    ends: dict[int, int] = {}
+    while done < count:
+        for record in consumer.consume(PREFETCH, 0) or [consumer.poll(0.1)]:
+            if record is None:
+                continue
+            assert record.error() is None, record.error()
+            _read(record)
+            ends[record.partition()] = record.offset() + 1
+            done += 1
+        if done - committed >= COMMIT_EVERY:
+            consumer.commit(offsets=_offsets(ends), asynchronous=True)
+            committed = done
+    consumer.commit(offsets=_offsets(ends), asynchronous=False)
+    used = clock.used(count)
+    consumer.close()
+    return used
+
+
+def _offsets(ends: dict[int, int]) -> list[confluent_kafka.TopicPartition]:
+    topic = WORK.topic.name
+    return [confluent_kafka.TopicPartition(topic, each, end) for each, end in ends.items()]
+
+
+def _read(record: Any) -> anymq.Message:
+    headers = {name: value.decode() for name, value in record.headers()}
+    return anymq.Message(
+        record.value(),
+        record.key().decode(),
+        headers,
+        headers.pop("anymq-id"),
+        record.timestamp()[1] / 1000,
+    )
+
+
+def our_consume(url: str, count: int) -> Used:
+    with anymq.connect(url) as broker:
+        clock = Stopwatch()
+        with broker.consumer(WORK, prefetch=PREFETCH) as consumer:
+            for delivery in itertools.islice(consumer, count):
+                delivery.ack()
+            consumer.flush()
+            return clock.used(count)
+
+
+def compare_consuming(url: str, rounds: int, count: int) -> None:
+    """The topic is filled before each run, which begins behind what was there."""
+
+    def filled(run: Callable[[str, int], Used]) -> Callable[[], Used]:
+        def consume() -> Used:
+            with anymq.connect(url) as broker:
+                broker.purge(WORK)
+            our_publish(url, count)
+            return run(url, count)
+
+        return consume
+
+    contest = Contest(
+        "Kafka, consume with committed acks",
+        {
+            "anymq consumer": filled(our_consume),
+            "raw confluent-kafka": filled(raw_consume),
+        },
+    )
+    for number in range(rounds):
+        contest.round(number)
+    contest.show(
+        {
+            "anymq consumer": "acked one by one, in any order; the last commit confirmed",
+            "raw confluent-kafka": "acked in order; the last commit confirmed",
+        }
+    )
+    contest.bar("anymq consumer", "raw confluent-kafka", "cpu", 0.5)
+    above = contest.above("anymq consumer", "raw confluent-kafka")
+    print(f"anymq consumer: {above:.1f} us of processor time above it for each message (or 4)")
 
 
 def peer(python: Path, job: str, url: str, count: int) -> Used:
@@ -149,6 +248,7 @@ def run(url: str, given: argparse.Namespace) -> None:
         print(f"{shape()}; {given.messages} messages of {len(BODY)} bytes, {given.rounds} rounds")
         try:
             compare_publishing(url, given.rounds, given.messages)
+            compare_consuming(url, given.rounds, given.messages)
         finally:
             broker.remove(WORK, WORK.topic)
 
