@@ -16,6 +16,7 @@ import pytest
 from anymq.capabilities import Guarantee
 from anymq.memory import declare
 from anymq.testing.findings import CLASSES, GROUPS, NEVER
+from anymq.testing.ground import Ground
 from anymq.testing.history import Kind
 from anymq.testing.mutants import MUTANTS
 from anymq.testing.profile import EXCLUDED_BY, excluded
@@ -55,6 +56,14 @@ def rabbitmq() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def kafka() -> Iterator[str]:
+    from anymq.local import start
+
+    with start("kafka") as server:
+        yield f"{server.url}?partitions=2"
+
+
+@pytest.fixture(scope="module")
 def sqs() -> Iterator[str]:
     from anymq.local import start
 
@@ -82,6 +91,12 @@ def test_programs_on_rabbitmq(rabbitmq: str, queue: str, ordered: bool) -> None:
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 def test_programs_on_rabbitmq_whose_leases_run_out(rabbitmq: str, ordered: bool) -> None:
     explore(rabbitmq, ordered=ordered, lease=1.0, examples=4, steps=12)
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+def test_programs_on_kafka_whose_members_join_and_leave(kafka: str, ordered: bool) -> None:
+    """A member takes seconds to be known, and to be missed."""
+    explore(lambda: Ground(kafka, 20.0, 1.0), ordered=ordered, examples=4, steps=12)
 
 
 @pytest.mark.parametrize(("options", "ordered"), [("", False), ("&fifo=true", True)])
