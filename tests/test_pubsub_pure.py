@@ -97,6 +97,8 @@ def test_a_letter_of_the_service_reads_as_one_of_ours() -> None:
             "own": "h",
             "CloudPubSubDeadLetterSourceDeliveryCount": "5",
             "CloudPubSubDeadLetterSourceSubscription": "orders_billing",
+            "CloudPubSubDeadLetterSourceSubscriptionProject": "project",
+            "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-25T12:46:55.198Z",
         },
     )
     headers = wire.decode(native).headers

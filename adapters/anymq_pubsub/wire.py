@@ -194,3 +194,5 @@ def _parked(headers: dict[str, str]) -> None:
     origin = headers.pop(PARKED + "Subscription", None)
     if origin is not None:  # topic_subscription, of anymq's own
         headers["anymq-dead-origin"] = origin.replace("_", "/", 1)
+    for name in [each for each in headers if each.startswith(PARKED)]:  # the service's, not ours
+        del headers[name]
