@@ -4,18 +4,22 @@ adapter, or of what is above it, is broken, and the server is a real one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from anymq import ConnectionChange
 from anymq.errors import ConnectionLostError
+from anymq.message import SendOutcome, Status
+from anymq.producer import Chunk, SendMany
 from anymq.session import Session
 from anymq.testing.columns import Column, Source
 from anymq.testing.contract import CONTRACTS, load
+from anymq.testing.report import explain
 from anymq.testing.runner import run
 from anymq.testing.verdict import Outcome
+from anymq_rabbitmq import wire
 from anymq_redis.server import Server
 
 load()
@@ -28,13 +32,34 @@ def redis() -> Iterator[Column]:
     found.close()
 
 
+@pytest.fixture(scope="module")
+def classic() -> Iterator[Column]:
+    found = Source("rabbitmq-classic").open()
+    yield found
+    found.close()
+
+
 def outcome(contract: str, column: Column) -> Outcome:
-    return run(CONTRACTS[contract], column).outcome
+    cell = run(CONTRACTS[contract], column)
+    print(explain(CONTRACTS[contract], cell))  # noqa: T201 (shown when the test fails)
+    return cell.outcome
 
 
-@pytest.mark.parametrize("contract", ["LIF-04", "LIF-07"])
+@pytest.mark.parametrize("contract", ["LIF-04", "LIF-06", "LIF-07"])
 def test_healthy(redis: Column, contract: str) -> None:
     assert outcome(contract, redis) is Outcome.HOLDS
+
+
+def test_healthy_after_a_kill(classic: Column) -> None:
+    assert outcome("DEL-06", classic) is Outcome.HOLDS
+
+
+def test_del_06_catches_what_is_confirmed_and_not_on_disk(
+    classic: Column, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Confirmed as ever, but a classic queue keeps it in memory only."""
+    monkeypatch.setattr(wire, "PERSISTENT", bytes((1,)))
+    assert outcome("DEL-06", classic) is Outcome.BROKEN
 
 
 def test_lif_04_catches_a_gap_that_is_not_told(
@@ -48,6 +73,22 @@ def test_lif_04_catches_a_gap_that_is_not_told(
 
     monkeypatch.setattr(Session, "_tell", silent)
     assert outcome("LIF-04", redis) is Outcome.BROKEN
+
+
+def test_lif_06_catches_a_failure_that_is_none(
+    redis: Column, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer in time is called failed, and then it arrives."""
+    count = SendMany.count
+
+    def failed(run: SendMany, chunk: Chunk, outcomes: Sequence[SendOutcome] | None) -> None:
+        if outcomes is None:
+            nothing = SendOutcome(Status.FAILED, ConnectionLostError("no answer"))
+            outcomes = [nothing] * len(chunk.messages)
+        count(run, chunk, outcomes)
+
+    monkeypatch.setattr(SendMany, "count", failed)
+    assert outcome("LIF-06", redis) is Outcome.BROKEN
 
 
 @pytest.mark.parametrize("fault", ["nameless", "impatient", "of another kind"])
