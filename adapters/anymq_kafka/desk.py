@@ -16,7 +16,7 @@ from anymq_kafka.offsets import Commit, Kept, Offsets
 from anymq_kafka.topology import mark
 from anymq_kafka.wire import attempts, decode, due
 
-BYTES = 16_000_000  # of bodies that are read ahead or wait for a retry, about
+BYTES = 8_000_000  # of bodies that are read ahead or wait for a retry, about
 WAITING = 10_000  # deliveries that wait for a retry
 Place = tuple[str, int]  # topic and partition
 

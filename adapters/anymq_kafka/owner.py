@@ -59,7 +59,8 @@ SETTINGS: Mapping[str, Any] = {  # `_` in place of `.`
     "enable_auto_offset_store": False,
     "auto_offset_reset": "error",  # the start is always said; what is not there is a gap
     "fetch_queue_backoff_ms": 5,
-    "queued_max_messages_kbytes": 8_192,
+    "queued_max_messages_kbytes": 4_096,
+    "fetch_max_bytes": 2 << 20,  # of one answer; a larger message comes all the same
 }
 NEW = {"group_protocol": "consumer"}  # KIP-848, where the cluster has it
 CLASSIC = {"group_protocol": "classic", "partition_assignment_strategy": "cooperative-sticky"}
