@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 from collections.abc import Iterator
@@ -116,21 +117,23 @@ def _refused(s: Scenario, what: str, url: str, kind: type[AnymqError]) -> AnymqE
 
 def _options_are_checked(s: Scenario, made: Authorities) -> None:
     """Before anything is sent."""
-    relay, url = s.relay(s.url)
     cert, key = made.certificate(made.ours)
     other, _ = made.certificate(made.ours)
-    wrong = {
-        "without TLS": in_clear(url, ca=made.ca),
-        "no such file": encrypted(url, ca="/no/such/file.pem"),
-        "not an authority": encrypted(url, ca=key),
-        "key without cert": encrypted(url, key=key),
-        "cert without its key": encrypted(url, cert=cert),
-        "another's key": encrypted(url, cert=other, key=key),
-    }
-    for what, one in wrong.items():
-        error = s.error_of(partial(anymq.connect, one))
-        s.expect(isinstance(error, ConfigError), f"{what}: ConfigError, not {error!r}")
-    s.expect(not relay.accepted, f"and nobody connected: {relay.accepted}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = moved(s.url, server.getsockname()[1])
+        wrong = {
+            "without TLS": in_clear(url, ca=made.ca),
+            "no such file": encrypted(url, ca="/no/such/file.pem"),
+            "not an authority": encrypted(url, ca=key),
+            "key without cert": encrypted(url, key=key),
+            "cert without its key": encrypted(url, cert=cert),
+            "another's key": encrypted(url, cert=other, key=key),
+        }
+        for what, one in wrong.items():
+            error = s.error_of(partial(anymq.connect, one))
+            s.expect(isinstance(error, ConfigError), f"{what}: ConfigError, not {error!r}")
+        connected = select.select([server], [], [], 0)[0]
+        s.expect(not connected, "and nobody connected")
     with socket.create_server(("127.0.0.1", 0)) as server:
         answering = s.begin(partial(_answer_in_clear, server))
         at = moved(s.url, server.getsockname()[1])
