@@ -149,6 +149,7 @@ class KafkaSender(Sender):
         self._stopping = True
         self._thread.join()
         self._give_up()
+        self.native = None  # only so the client ends, which else would go on connecting
 
     # the reading thread, and after its end the one that closes
 
