@@ -109,7 +109,9 @@ def back_pressure(s: Scenario) -> None:
     link = s.link()
     hasty = s.producer(broker=link.broker, max_pending=ROOM, timeout=1.0)
     patient = s.producer(broker=link.broker, max_pending=ROOM, timeout=6 * SLACK)
-    sent = [*hasty.send(1), *patient.send(1)]  # both are connected
+    first = hasty.messages(1)
+    s.wait_for(lambda: hasty.try_send(*first).error is None, "it is connected")  # which may be slow
+    sent = [*first, *patient.send(1)]
     resuming = _stall(link, hasty, patient)
     waiting = [s.begin(partial(patient.send_soon, m)) for m in patient.messages(ROOM)]
     _full(s, patient)

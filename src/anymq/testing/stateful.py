@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from anymq.capabilities import Guarantee, Level
+from anymq.capabilities import Guarantee, Level, Scope
 from anymq.errors import AnymqError, ConnectionLostError, LeaseLostError, UnsupportedError
 from anymq.memory.broker import LEASE
 from anymq.spi import Refusal
@@ -194,6 +194,8 @@ class Program(RuleBasedStateMachine):
         if not self.workers and not self._has(Guarantee.RETAINED_WITHOUT_CONSUMER):
             self._open(10)
         producer = self.producers[who]
+        if key is None and self.capabilities.limits.order is Scope.PARTITION:
+            key = "a"  # without one a partition is chosen at random: there is no order
         messages = producer.messages(n, keys=(key,))
         names = ", ".join(str(message.id) for message in messages)
         keyed = "" if key is None else f" with key {key}"
