@@ -13,7 +13,14 @@ import anymq
 from anymq.errors import AnymqError, AuthenticationError, ConfigError
 from anymq.local import moved
 from anymq.testing.contract import UNIVERSAL, contract
-from anymq.testing.encrypted import Authorities, encrypted, front, in_clear, with_options
+from anymq.testing.encrypted import (
+    Authorities,
+    encrypted,
+    front,
+    in_clear,
+    refusing_front,
+    with_options,
+)
 from anymq.testing.scenario import Scenario
 
 HELLO = b"\x16\x03"  # how TLS begins
@@ -66,7 +73,7 @@ def not_to_be_trusted(s: Scenario) -> None:
             _nothing_to_encrypt(s, made)
             return
         for what, context, options, kind, words in _wrongs(made):
-            server, url = front(s.url, context, **options)
+            server, url = refusing_front(s.url, context, **options)
             try:
                 error = _refused(s, what, url, kind)
                 told = str(error)

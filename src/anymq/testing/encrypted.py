@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from anymq import registry
 from anymq.errors import ConfigError
-from anymq.local import Relay, relay_to
+from anymq.local import Relay, address, moved, relay_to
 from anymq.tls import TLS_OPTIONS, tls_context
 from anymq.url import Url
 
@@ -141,6 +141,18 @@ def _pass_on(near: socket.socket, far: socket.socket) -> None:
 def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str]:
     """TLS before the broker that a URL names, and the URL that leads there with these options.
     Raises ConfigError where its adapter has no scheme with TLS."""
+    return _front(url, context, options, passed=True)
+
+
+def refusing_front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str]:
+    """The same for who is refused here, and never gets as far as the address that some brokers tell
+    their clients: that one is shared with those who were here before."""
+    return _front(url, context, options, passed=False)
+
+
+def _front(
+    url: str, context: ssl.SSLContext, options: dict[str, str], *, passed: bool
+) -> tuple[Front, str]:
     parsed, made = Url.parse(url), list[Front]()
     known = registry.backend(parsed.scheme).options
     given = {name: known[name].read(parsed.options[name]) for name in TLS if name in parsed.options}
@@ -152,7 +164,10 @@ def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str
         made.append(Front(host, port, at, context, its_own))
         return made[0].relay
 
-    _, through = relay_to(url, make)
+    if passed:
+        _, through = relay_to(url, make)
+    else:
+        through = moved(url, make(*address(url), 0).port)
     return made[0], encrypted(through, **options)
 
 
