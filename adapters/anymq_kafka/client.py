@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,9 +11,9 @@ from confluent_kafka import KafkaError, KafkaException
 
 from anymq.spi import (
     AnymqError,
-    ClosedError,
     ConfigError,
     ConnectionLostError,
+    OneProcess,
     Url,
     tls_context,
 )
@@ -50,7 +49,7 @@ class Watch:
             self.last = error
 
 
-class Client:
+class Client(OneProcess):
     """One cluster, as a URL names it. Safe to share between threads."""
 
     def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
@@ -60,7 +59,7 @@ class Client:
         ]
         self.place = f"Kafka at {','.join(_bracket(*each) for each in self.hosts)}"
         self.timeout: float = options["timeout"]
-        self._pid = os.getpid()
+        super().__init__(self.place)
         if url.path:
             raise ConfigError(f"{url}: a cluster has no parts that a path could name: leave it out")
         secure = url.scheme == "kafkas"
@@ -117,19 +116,6 @@ class Client:
         if vague and watch.last is not None:
             return errors.from_native(watch.last, self.place)
         return errors.translate(error, self.place)
-
-    @property
-    def forked(self) -> bool:
-        """True in a child after fork, where the client's threads are not."""
-        return os.getpid() != self._pid
-
-    def check_process(self) -> None:
-        """Raises ClosedError in a child after fork."""
-        if self.forked:
-            raise ClosedError(
-                f"{self.place}: this session was opened by process {self._pid} and this is its"
-                f" child {os.getpid()}: connect again after the fork"
-            )
 
 
 def _bracket(host: str, port: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +38,7 @@ class KafkaReceiver(Receiver):
         options: Mapping[str, Any],
         on_end: Callable[[Claim], None],
     ) -> None:
-        self._client, self._pid = client, os.getpid()
+        self._client = client
         alone = subscription.ephemeral
         self._desk = Desk(prefetch, subscription.ordered, keeps=not alone)
         own = None if alone else own_topic(subscription, options)
@@ -111,7 +110,7 @@ class KafkaReceiver(Receiver):
         self._desk.stop()
 
     def close(self, timeout: float) -> None:
-        if os.getpid() != self._pid:
+        if self._client.forked:
             return
         until = time.monotonic() + timeout
         if self._again is not None:

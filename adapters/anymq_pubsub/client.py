@@ -19,9 +19,9 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 from anymq.spi import (
     AnymqError,
     AuthorizationError,
-    ClosedError,
     ConfigError,
     ConnectionLostError,
+    OneProcess,
     Url,
 )
 from anymq_pubsub import errors
@@ -44,7 +44,7 @@ CHANNEL = [
 HOST, SERVICE = "pubsub.googleapis.com:443", "google.pubsub.v1"
 
 
-class Client:
+class Client(OneProcess):
     """One project, as a URL names it. Safe to share between threads.
 
     gRPC connects again by itself, but a silent connection it keeps for ever. So a thread looks
@@ -61,7 +61,7 @@ class Client:
         self.emulated = endpoint is not None
         self.lost: AnymqError | None = None
         self.on_lost: list[Callable[[AnymqError], None]] = []
-        self._pid = os.getpid()
+        super().__init__(self.place)
         self._lock = threading.Lock()
         self._waiting = 0  # calls without an answer
         self._heard = time.monotonic()
@@ -161,19 +161,6 @@ class Client:
             tell(error)
 
     # processes
-
-    @property
-    def forked(self) -> bool:
-        """True in a child after fork, where gRPC's threads are not."""
-        return os.getpid() != self._pid
-
-    def check_process(self) -> None:
-        """Raises ClosedError in a child after fork."""
-        if self.forked:
-            raise ClosedError(
-                f"{self.place}: this session was opened by process {self._pid} and this is its"
-                f" child {os.getpid()}: connect again after the fork"
-            )
 
     def close(self) -> None:
         self._over.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import socket
 import ssl
 from collections.abc import Mapping
@@ -20,9 +19,9 @@ from anymq.spi import (
     AuthenticationError,
     AuthorizationError,
     BrokerError,
-    ClosedError,
     ConfigError,
     ConnectionLostError,
+    OneProcess,
     ThrottledError,
     Url,
     tls_context,
@@ -33,7 +32,7 @@ DEFAULT_PORT = 6379
 READ_AT_MOST = 1 << 20  # bytes that were read and are still in memory
 
 
-class Server:
+class Server(OneProcess):
     """Opens connections to the server that a URL names. Safe to share between threads."""
 
     def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
@@ -47,7 +46,7 @@ class Server:
         host, port = url.hosts[0]
         self.place = url.places(DEFAULT_PORT)
         self.timeout: float = options["timeout"]
-        self._pid = os.getpid()
+        super().__init__(self.place)
         tls = tls_context(url, options, url.scheme == "rediss")
         self._class = _encrypted(tls) if tls else redis.Connection
         self._settings: dict[str, Any] = {
@@ -81,15 +80,6 @@ class Server:
             raise self.translate(error, doing) from error
         connection.redis_connect_func = _refuse
         return connection
-
-    def check_process(self) -> None:
-        """Raises ClosedError in a child after fork: two processes on one socket would read each
-        other's answers."""
-        if os.getpid() != self._pid:
-            raise ClosedError(
-                f"{self.place}: this session was opened by process {self._pid} and this is its"
-                f" child {os.getpid()}: connect again after the fork"
-            )
 
     def translate(self, error: redis.RedisError, doing: str) -> AnymqError:
         """The portable error for a native one. `doing`: what was tried, with its resource, e.g.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,9 +16,9 @@ from botocore.exceptions import BotoCoreError
 from anymq.spi import (
     TLS_OPTIONS,
     AnymqError,
-    ClosedError,
     ConfigError,
     ConnectionLostError,
+    OneProcess,
     Url,
     tls_context,
     tls_failure,
@@ -35,7 +34,7 @@ Answer = TypeVar("Answer")
 Failure = tuple[int, Mapping[str, Any] | BaseException]  # which entry, and what became of it
 
 
-class Client:
+class Client(OneProcess):
     """Everything asked of one region. Safe to share between threads, as boto3's clients are
     (boto3.amazonaws.com/v1/documentation/api/latest/guide/clients.html)."""
 
@@ -51,7 +50,7 @@ class Client:
         keyed = url.password is not None
         self.account = None if keyed else url.username
         self.place = options["endpoint"] or region
-        self._pid = os.getpid()
+        super().__init__(f"SQS at {self.place}")
         verify, certificate, self._context = _tls(url, options)
         session: Any = boto3.Session(
             aws_access_key_id=url.username if keyed else None,
@@ -150,14 +149,6 @@ class Client:
     def each(self, request: Callable[[int], Answer], numbers: Iterable[int]) -> list[Answer]:
         """Several requests at once."""
         return list(self._pool.map(request, numbers))
-
-    def check_process(self) -> None:
-        """Raises ClosedError in a child after fork: its threads and sockets are the parent's."""
-        if os.getpid() != self._pid:
-            raise ClosedError(
-                f"SQS at {self.place}: this session was opened by process {self._pid} and this is"
-                f" its child {os.getpid()}: connect again after the fork"
-            )
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)

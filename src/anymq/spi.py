@@ -47,6 +47,7 @@ from anymq.errors import (
     UnsupportedError,
 )
 from anymq.message import NO_HEADERS, PASSED, STORED, Claim, Delivery, Message, SendOutcome, Status
+from anymq.process import OneProcess
 from anymq.tls import TLS_OPTIONS, tls_context, tls_failure
 from anymq.topics import DEAD, Subscription, Topic
 from anymq.url import Option, Url, flag, one_of, period, seconds, whole
@@ -81,6 +82,7 @@ __all__ = [
     "Message",
     "Mode",
     "NotFoundError",
+    "OneProcess",
     "Option",
     "PlannedError",
     "Receiver",
