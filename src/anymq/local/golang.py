@@ -48,31 +48,25 @@ class PstestProgram:
 
 def _built(progress: Progress, _: Path) -> Program:
     folder = cache_folder() / "pstest" / PSTEST
-    if not folder.exists():
-        if shutil.which("go") is None:
-            raise NotPossibleHere("pstest is not built and Go is not installed")
-        with packages.locked(f"pstest-{PSTEST}") as lock:
-            if not folder.exists():
-                progress(f"building pstest {PSTEST} in {folder} (about half a minute)")
-                try:
-                    _build(folder, lock)
-                except OSError as error:
-                    raise NotPossibleHere(f"pstest could not be built ({error})") from error
+    if not folder.exists() and shutil.which("go") is None:
+        raise NotPossibleHere("pstest is not built and Go is not installed")
+
+    def build(unfinished: Path, lock: int) -> None:
+        progress(f"building pstest {PSTEST} in {folder} (about half a minute)")
+        _build(unfinished, lock)
+
+    try:
+        packages.build_once(folder, f"pstest-{PSTEST}", build)
+    except OSError as error:
+        raise NotPossibleHere(f"pstest could not be built ({error})") from error
     return Program(str(folder / "pstest"), f"the Go module {_MODULE}")
 
 
 def _build(folder: Path, lock: int) -> None:
-    # Whoever holds the lock is the only one, so an old folder is that of a broken attempt.
-    unfinished = folder.with_name(f".{PSTEST}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    folder.mkdir()
     go = functools.partial(run, seconds=_BUILD_SECONDS, inherit=[lock], env=dict(os.environ))
-    try:
-        (unfinished / "main.go").write_text(_MAIN)
-        at = ["go", "-C", str(unfinished)]
-        go([*at, "mod", "init", "anymq/pstest"])
-        go([*at, "get", f"{_MODULE}/pstest@v{PSTEST}"])
-        go([*at, "build", "-o", "pstest", "."])
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    (folder / "main.go").write_text(_MAIN)
+    at = ["go", "-C", str(folder)]
+    go([*at, "mod", "init", "anymq/pstest"])
+    go([*at, "get", f"{_MODULE}/pstest@v{PSTEST}"])
+    go([*at, "build", "-o", "pstest", "."])

@@ -77,35 +77,29 @@ class Jars:
         need_java(progress)
         what = f"{self.title} {release}"
         folder = cache_folder() / self.name / release
-        if not folder.exists():
-            with packages.locked(f"{self.name}-{release}") as lock:
-                if not folder.exists():
-                    progress(f"fetching {what} by Maven to {folder} ({self.megabytes} MB)")
-                    _need("mvn", _MAVEN, progress)
-                    try:
-                        self._fetch(release, folder, lock)
-                    except OSError as error:
-                        raise NotPossibleHere(f"no {self.title} by Maven ({error})") from error
+
+        def fetch(unfinished: Path, lock: int) -> None:
+            progress(f"fetching {what} by Maven to {folder} ({self.megabytes} MB)")
+            _need("mvn", _MAVEN, progress)
+            self._fetch(release, unfinished, lock)
+
+        try:
+            packages.build_once(folder, f"{self.name}-{release}", fetch)
+        except OSError as error:
+            raise NotPossibleHere(f"no {self.title} by Maven ({error})") from error
         return Program(str(folder), f"{what} by Maven")
 
     def _fetch(self, release: str, folder: Path, lock: int) -> None:
-        # Whoever holds the lock is the only one, so an old folder is that of a broken attempt.
-        unfinished = folder.with_name(f".{release}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        try:
-            project = unfinished / "pom.xml"
-            wanted = [
-                _DEPENDENCY.format(group=group, artifact=artifact, version=version or release)
-                for group, artifact, version in self.artifacts
-            ]
-            project.write_text(_PROJECT.format(dependencies="".join(wanted)))
-            to = f"-DoutputDirectory={unfinished / 'libs'}"
-            maven = ["mvn", "-B", "-q", "-f", str(project), "dependency:copy-dependencies"]
-            run([*maven, "-DincludeScope=runtime", to], seconds=_FETCH_SECONDS, inherit=[lock])
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        folder.mkdir()
+        project = folder / "pom.xml"
+        wanted = [
+            _DEPENDENCY.format(group=group, artifact=artifact, version=version or release)
+            for group, artifact, version in self.artifacts
+        ]
+        project.write_text(_PROJECT.format(dependencies="".join(wanted)))
+        to = f"-DoutputDirectory={folder / 'libs'}"
+        maven = ["mvn", "-B", "-q", "-f", str(project), "dependency:copy-dependencies"]
+        run([*maven, "-DincludeScope=runtime", to], seconds=_FETCH_SECONDS, inherit=[lock])
 
 
 def java() -> str:

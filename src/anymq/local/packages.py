@@ -3,7 +3,8 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import NotPossibleHere
@@ -29,6 +30,29 @@ def install(package: str, progress: Progress) -> None:
             run([*quiet, *apt, "install", "--no-install-recommends", package], seconds=_SECONDS)
     except OSError as error:
         raise NotPossibleHere(f"apt-get cannot install {package} ({error})") from error
+
+
+def build_once(folder: Path, name: str, build: Callable[[Path, int], None]) -> None:
+    """Make a folder of the cache that is missing, by one process at a time, whole or not at all.
+
+    `build` gets an empty place for it, which does not exist yet, and the descriptor of the lock
+    `name`: processes that it starts must inherit that, so that nobody else starts while they
+    outlive a killed parent.
+    """
+    if folder.exists():
+        return
+    with locked(name) as lock:
+        if folder.exists():
+            return
+        # Whoever holds the lock is the only one, so an old folder is that of a broken attempt.
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            build(unfinished, lock)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

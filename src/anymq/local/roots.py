@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import NotPossibleHere
 from .machine import Progress, cache_folder, is_root, run
-from .packages import install, locked
+from .packages import build_once, install
 
 _PACKAGES = "rabbitmq-server,redis-server"
 _BUILD_SECONDS = 900.0
@@ -54,34 +54,23 @@ def root_of(suite: str, progress: Progress) -> Path:
         return root
     if shutil.which("debootstrap") is None:
         install("debootstrap", progress)
-    with locked(f"root-{suite}") as lock:
-        if not root.exists():
-            progress(f"building a private Debian {suite} root in {root} (about half a minute)")
-            try:
-                _build(root, suite, lock)
-            except OSError as error:
-                progress(f"the Debian {suite} root could not be built: {error}")
-                raise NotPossibleHere(f"no Debian {suite} root ({error})") from error
+
+    def build(unfinished: Path, lock: int) -> None:
+        progress(f"building a private Debian {suite} root in {root} (about half a minute)")
+        _build(unfinished, suite, lock)
+
+    try:
+        build_once(root, f"root-{suite}", build)
+    except OSError as error:
+        progress(f"the Debian {suite} root could not be built: {error}")
+        raise NotPossibleHere(f"no Debian {suite} root ({error})") from error
     return root
 
 
 def _build(root: Path, suite: str, lock: int) -> None:
-    # Whoever holds the lock is the only builder, so an old folder is a broken build's.
-    unfinished = root.with_name(f".{suite}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
     debootstrap = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", suite]
-    try:
-        # The namespace also holds debootstrap's own mounts. Its processes keep the lock, so
-        # that nobody else starts while they outlive a killed parent.
-        run(
-            [*_NAMESPACE, *debootstrap, str(unfinished)],
-            seconds=_BUILD_SECONDS,
-            inherit=[lock],
-        )
-        # Erlang looks `localhost` up in this file only.
-        (unfinished / "etc/hosts").write_text("127.0.0.1 localhost\n")
-        shutil.rmtree(unfinished / "var/cache/apt", ignore_errors=True)
-        unfinished.rename(root)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    # The namespace also holds debootstrap's own mounts.
+    run([*_NAMESPACE, *debootstrap, str(root)], seconds=_BUILD_SECONDS, inherit=[lock])
+    # Erlang looks `localhost` up in this file only.
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
