@@ -33,7 +33,7 @@ import confluent_kafka
 import anymq
 from anymq import local
 from benchmarks import peers
-from benchmarks.measure import Contest, Stopwatch, Used, shape
+from benchmarks.measure import Contest, Stopwatch, Used, published, shape
 
 BODY = b"x" * 256
 HEADERS = {"a": "1"}
@@ -85,17 +85,8 @@ def raw_publish(url: str, count: int) -> Used:
 
 
 def our_publish(url: str, count: int) -> Used:
-    outcomes: list[anymq.SendOutcome] = []
-    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
-        clock = Stopwatch()
-        producer.send_many(
-            (anymq.Message(BODY, "k", HEADERS) for _ in range(count)),
-            lambda _, outcome: outcomes.append(outcome),
-        )
-        used = clock.used(count)
-    assert len(outcomes) == count
-    assert all(outcome.error is None for outcome in outcomes)
-    return used
+    messages = (anymq.Message(BODY, "k", HEADERS) for _ in range(count))
+    return published(url, WORK.topic, messages, count)
 
 
 def raw_consume(url: str, count: int) -> Used:

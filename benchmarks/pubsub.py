@@ -34,7 +34,7 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 import anymq
 from anymq import local
 from anymq.url import Url
-from benchmarks.measure import Contest, Stopwatch, Used, shape
+from benchmarks.measure import Contest, Stopwatch, Used, published, shape
 
 BODY = b"x" * 256
 HEADERS = {"a": "1"}
@@ -119,16 +119,8 @@ def raw_receive(url: str, count: int) -> Used:
 
 
 def our_publish(url: str, count: int, key: Key) -> Used:
-    outcomes: list[anymq.SendOutcome] = []
-    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
-        clock = Stopwatch()
-        producer.send_many(
-            (anymq.Message(BODY, key(number), HEADERS) for number in range(count)),
-            lambda _, outcome: outcomes.append(outcome),
-        )
-        used = clock.used(count)
-    assert [outcome.error for outcome in outcomes] == [None] * count
-    return used
+    messages = (anymq.Message(BODY, key(number), HEADERS) for number in range(count))
+    return published(url, WORK.topic, messages, count)
 
 
 def our_receive(url: str, count: int) -> Used:

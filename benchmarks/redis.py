@@ -34,7 +34,7 @@ import redis
 import anymq
 from anymq import local
 from benchmarks import peers
-from benchmarks.measure import Contest, Stopwatch, Used, shape
+from benchmarks.measure import Contest, Stopwatch, Used, published, shape
 
 BODY = peers.BODY
 HEADERS = {"a": "1"}
@@ -108,15 +108,7 @@ def raw_receive(
 
 
 def our_publish(url: str, count: int, make: Callable[[], anymq.Message]) -> Used:
-    outcomes: list[anymq.SendOutcome] = []
-    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
-        clock = Stopwatch()
-        producer.send_many(
-            (make() for _ in range(count)), lambda _, outcome: outcomes.append(outcome)
-        )
-        used = clock.used(count)
-    assert [outcome.error for outcome in outcomes] == [None] * count
-    return used
+    return published(url, WORK.topic, (make() for _ in range(count)), count)
 
 
 def our_receive(url: str, count: int, publish: Callable[[], Any]) -> Used:

@@ -26,7 +26,7 @@ import boto3
 
 import anymq
 from anymq import local
-from benchmarks.measure import Contest, Stopwatch, Used, shape
+from benchmarks.measure import Contest, Stopwatch, Used, published, shape
 
 BODY = "x" * 256
 HEADERS = {"a": "1"}
@@ -116,17 +116,11 @@ def raw_receive(url: str, count: int, fifo: bool) -> Used:
 
 
 def our_send(url: str, count: int) -> Used:
-    outcomes: list[anymq.SendOutcome] = []
-    with anymq.connect(url) as broker, broker.producer(WORK.topic) as producer:
-        clock = Stopwatch()
-        messages = (
-            anymq.Message(BODY.encode(), f"k{n % KEYS}", HEADERS, timestamp=time.time())
-            for n in range(count)
-        )
-        producer.send_many(messages, lambda _, outcome: outcomes.append(outcome))
-        used = clock.used(count)
-    assert [outcome.error for outcome in outcomes] == [None] * count
-    return used
+    messages = (
+        anymq.Message(BODY.encode(), f"k{n % KEYS}", HEADERS, timestamp=time.time())
+        for n in range(count)
+    )
+    return published(url, WORK.topic, messages, count)
 
 
 def our_receive(url: str, count: int) -> Used:
