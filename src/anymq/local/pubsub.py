@@ -2,6 +2,7 @@
 the fake server that comes with Google's Go client. Neither keeps anything when it ends."""
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">HBBBI", 0, 0, _SETT
 _JAVA = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
-class _StandIn:
+class _StandIn(ABC):
     """What is the same for both."""
 
     name = "pubsub"
@@ -42,8 +43,9 @@ class _StandIn:
             raise OSError("it does not speak gRPC")
         return self._started()
 
+    @abstractmethod
     def _started(self) -> str:
-        raise NotImplementedError
+        """The version that was started."""
 
     def add_user(self, runner: Runner, url: str, name: str, password: str, powerless: bool) -> str:
         raise BrokerFailed(f"cannot add the user {name!r}: this stand-in knows no users")
