@@ -1,20 +1,23 @@
-"""Faults of the sending half of the Kafka adapter that contracts must catch, on a real broker."""
+"""Faults of the Kafka adapter that contracts must catch, on a real broker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
 
 from anymq import Message
 from anymq.message import STORED
-from anymq.spi import Done
+from anymq.spi import Delivery, Done, Refusal
 from anymq.testing.columns import Column, Source
 from anymq.testing.contract import CONTRACTS, load
 from anymq.testing.runner import run
 from anymq.testing.verdict import Outcome
 from anymq_kafka import errors, wire
+from anymq_kafka.desk import Desk
+from anymq_kafka.offsets import Commit, Offsets
 from anymq_kafka.sender import KafkaSender
 from anymq_kafka.topology import Topology
 
@@ -27,6 +30,9 @@ def column() -> Iterator[Column]:
     found = Source("kafka").open()
     yield found
     found.close()
+
+
+# sending
 
 
 def unknown_as_failed(patch: pytest.MonkeyPatch) -> None:
@@ -67,6 +73,51 @@ def begins_wherever_it_is_now(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Topology, "committed", lambda *_: {})
 
 
+# receiving
+
+
+def commits_too_far(patch: pytest.MonkeyPatch) -> None:
+    """The highest that is acked, whatever is open before it."""
+    patch.setattr(Offsets, "commit", lambda offsets: Commit(offsets._top, "", True))
+
+
+def acks_before_the_handler(patch: pytest.MonkeyPatch) -> None:
+    """What is handed out counts as handled."""
+    take = Desk.take
+
+    def taken(desk: Desk, limit: int, wait: float) -> list[Delivery]:
+        found = take(desk, limit, wait)
+        for delivery in found:
+            _settle(desk, delivery)
+        return found
+
+    patch.setattr(Desk, "take", taken)
+
+
+def _settle(desk: Desk, delivery: Delivery) -> None:
+    assignment: Any = delivery.claim
+    with desk.lock:
+        assignment.offsets.settle(delivery.handle[0])
+        assignment.version += 1
+        desk.dirty.add(assignment)
+
+
+def closes_without_a_commit(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anymq_kafka.owner.Owner._last_commit", lambda _: None)
+    patch.setattr("anymq_kafka.owner.Owner._commit_now", lambda *_: True)
+
+
+def counts_no_failure(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Offsets, "fail", lambda *_: None)
+
+
+def forgets_a_nack(patch: pytest.MonkeyPatch) -> None:
+    def settled(desk: Desk, deliveries: Sequence[Delivery], _: float) -> list[Refusal]:
+        return desk.settle(deliveries)
+
+    patch.setattr(Desk, "fail", settled)
+
+
 FAULTS: dict[Fault, Sequence[str]] = {
     unknown_as_failed: ["DEL-07"],
     stored_when_handed_over: ["DEL-07"],
@@ -74,6 +125,11 @@ FAULTS: dict[Fault, Sequence[str]] = {
     names_as_they_are: ["PAY-05"],
     purged_for_all: ["ADM-03"],
     begins_wherever_it_is_now: ["ADM-06"],
+    commits_too_far: ["ACK-12"],
+    acks_before_the_handler: ["ACK-11"],
+    closes_without_a_commit: ["ACK-10"],
+    counts_no_failure: ["DLQ-01"],
+    forgets_a_nack: ["ACK-04"],
 }
 
 
