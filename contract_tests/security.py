@@ -31,7 +31,7 @@ def bad_credentials(s: Scenario) -> None:
         url = _urls(s.url, secret)[what]
         relay = None
         if not s.column.in_process:
-            relay, url = s.relay(url)
+            relay, url = s.relay(url, passes=False)
         trying = s.begin(lambda url=url: _error(url))  # type: ignore[misc]
         s.wait_for(trying.done, f"{what}: connect() gives up", within=s.patience + 30)
         error = trying.result()

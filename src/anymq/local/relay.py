@@ -236,15 +236,20 @@ def moved(url: str, port: int) -> str:
     return f"{scheme}://{login}{at}127.0.0.1:{port}{rest[end:]}"
 
 
-def relay_to(url: str, make: Callable[[str, int, int], Relay] = Relay) -> tuple[Relay, str]:
+def relay_to(
+    url: str, make: Callable[[str, int, int], Relay] = Relay, *, passes: bool = True
+) -> tuple[Relay, str]:
     """A relay to the host of a URL, the first one or that of its option `endpoint`, and the URL
-    that leads through it.
+    that leads through it. Not `passes`: for who is refused, and never gets as far as the address
+    that some brokers tell their clients: that one is shared with those who were here before.
 
     Raises NoRelay for a broker whose clients would leave it, where this process did not start that
     broker.
     """
     host, port = address(url)
-    if door := door_to(port):
+    if not passes:
+        relay = make(host, port, 0)
+    elif door := door_to(port):
         relay = make("127.0.0.1", door.port, door.told)
     elif url.partition("://")[0] in _TELL_AN_ADDRESS:
         raise NoRelay(

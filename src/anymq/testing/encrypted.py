@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from anymq import registry
 from anymq.errors import ConfigError
-from anymq.local import Relay, address, moved, relay_to
+from anymq.local import Relay, relay_to
 from anymq.tls import TLS_OPTIONS, tls_context
 from anymq.url import Url
 
@@ -141,17 +141,16 @@ def _pass_on(near: socket.socket, far: socket.socket) -> None:
 def front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str]:
     """TLS before the broker that a URL names, and the URL that leads there with these options.
     Raises ConfigError where its adapter has no scheme with TLS."""
-    return _front(url, context, options, passed=True)
+    return _front(url, context, options, passes=True)
 
 
 def refusing_front(url: str, context: ssl.SSLContext, **options: str) -> tuple[Front, str]:
-    """The same for who is refused here, and never gets as far as the address that some brokers tell
-    their clients: that one is shared with those who were here before."""
-    return _front(url, context, options, passed=False)
+    """The same for who is refused here, see relay_to()."""
+    return _front(url, context, options, passes=False)
 
 
 def _front(
-    url: str, context: ssl.SSLContext, options: dict[str, str], *, passed: bool
+    url: str, context: ssl.SSLContext, options: dict[str, str], *, passes: bool
 ) -> tuple[Front, str]:
     parsed, made = Url.parse(url), list[Front]()
     known = registry.backend(parsed.scheme).options
@@ -164,10 +163,7 @@ def _front(
         made.append(Front(host, port, at, context, its_own))
         return made[0].relay
 
-    if passed:
-        _, through = relay_to(url, make)
-    else:
-        through = moved(url, make(*address(url), 0).port)
+    _, through = relay_to(url, make, passes=passes)
     return made[0], encrypted(through, **options)
 
 

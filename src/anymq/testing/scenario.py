@@ -184,9 +184,10 @@ class Scenario:
 
         return told
 
-    def relay(self, url: str) -> tuple[Relay, str]:
-        """A way to a URL that counts who connects, and the URL that leads through it."""
-        relay, through = relay_to(url)
+    def relay(self, url: str, *, passes: bool = True) -> tuple[Relay, str]:
+        """A way to a URL that counts who connects, and the URL that leads through it. Not `passes`:
+        for who is refused, see relay_to()."""
+        relay, through = relay_to(url, passes=passes)
         self._relays.append(relay)
         return relay, through
 
