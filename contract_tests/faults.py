@@ -84,7 +84,7 @@ def no_answer_is_no_failure(s: Scenario) -> None:
     s.judge("stored_though_failed", "ghost")
 
 
-@contract("ORD-08", UNIVERSAL, wish={"ordered": True}, deadline=240.0)
+@contract("ORD-08", UNIVERSAL, wish={"ordered": True}, deadline=240.0 if LONG else 120.0)
 def unknown_sends_are_sent_again_in_their_order(s: Scenario) -> None:
     """Cut off six times while it sends: what is unknown is sent again, none lost, all in order."""
     link = s.link(reconnect=True)

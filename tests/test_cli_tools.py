@@ -273,6 +273,27 @@ def test_what_was_not_printed_is_not_acked(
     assert [message.body for message in stored(url)] == [b"2", b"3", b"4"]
 
 
+def test_what_is_printed_is_acked_though_ctrl_c_comes_between(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(url, *(Message(b"%d" % n) for n in range(5)))
+    written: list[str] = []
+
+    def write(line: str) -> None:
+        written.append(line)
+        if len(written) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(plain, "write", write)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        result = anymq("receive", url, "orders/billing", "--json")
+    finally:
+        signal.signal(signal.SIGINT, before)  # the test goes on after Ctrl-C
+    assert result.exit_code == 130
+    assert [message.body for message in stored(url)] == [b"2", b"3", b"4"]
+
+
 def test_a_missing_subscription_says_what_to_do(url: str) -> None:
     result = anymq("receive", url, "orders/shipping")
     assert result.exit_code == 2

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import json as json_format
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 import typer
@@ -102,15 +106,41 @@ def _show_all(
         if not batch and wait is not None and time.monotonic() >= quiet_since + wait:
             break
         for delivery in batch:
-            _print(delivery, shown, json=json)
-            shown += 1
-            if ack:
-                delivery.ack()
+            with interrupted_after():
+                _print(delivery, shown, json=json)
+                shown += 1
+                if ack:
+                    delivery.ack()
         if batch:
             quiet_since = time.monotonic()
     if ack:
         consumer.flush()
     return shown
+
+
+@contextmanager
+def interrupted_after() -> Iterator[None]:
+    """Ctrl-C takes effect behind the block, so that what is printed is acked; a second one at
+    once, in case nobody reads what is printed."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, as behind nohup
+        yield
+        return
+    noted = False
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal noted
+        if noted:
+            raise KeyboardInterrupt
+        noted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _print(delivery: Delivery, number: int, *, json: bool) -> None:
