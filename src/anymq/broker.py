@@ -403,7 +403,8 @@ def _check_requirements(capabilities: Capabilities, at: Topic | Subscription) ->
     lines = [f"{at} requires what {capabilities.server or capabilities.about} does not give:"]
     for guarantee, fact in unmet.items():
         others = _who_has(guarantee, at)
-        where = f"; {', '.join(others)} has it" if others else ""
+        have = "has" if len(others) == 1 else "have"
+        where = f"; {', '.join(others)} {have} it" if others else ""
         lines.append(f"  {guarantee.value}: {fact.level.value} here: {fact.reason}{where}")
     raise RequirementError("\n".join(lines))
 
