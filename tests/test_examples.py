@@ -63,6 +63,7 @@ def shown(command: str) -> list[str]:
 
 
 def by_customer(lines: list[str]) -> dict[str, list[str]]:
+    """What is put aside is read from elsewhere, and has a place of its own."""
     found: dict[str, list[str]] = {}
     for line in lines:
         found.setdefault(line.partition(":")[0], []).append(line)

@@ -72,6 +72,7 @@ class SqsReceiver(Receiver):
         self._changed = threading.Condition()
         self._buffer: deque[Delivery] = deque()
         self._wanted = 0  # more than are in the buffer: there is something to do
+        self._asking = False  # receive() is running
         self._working = self._polling = False
         self._at_once = 1  # polls
         self._since = time.monotonic()  # for how long nothing has come
@@ -84,12 +85,14 @@ class SqsReceiver(Receiver):
             if self._claim.ended is not None:
                 raise self._claim.ended
             if not self._buffer and not self._stopped:
-                self._wanted = limit
+                self._wanted, self._asking = limit, True
                 try:
                     self._work_on()
                     self._changed.wait_for(self._something, wait)
                 finally:
-                    self._wanted = 0  # a poll that is out goes on, another does not begin
+                    self._asking = False
+                    if self._polling:  # it goes on, another does not begin
+                        self._wanted = 0
             taken = self._take(limit)
             if not taken and self._claim.ended is not None:
                 raise self._claim.ended
@@ -215,7 +218,7 @@ class SqsReceiver(Receiver):
             if len(fresh) == BATCH:
                 full = self._drain()
             with self._changed:
-                if self._buffer:
+                if self._buffer or not self._asking:
                     self._wanted = 0
         if left:  # nobody asks any more, and nobody extends their leases
             self.release(left)

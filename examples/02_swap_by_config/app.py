@@ -71,8 +71,9 @@ class Billing:
     def put_aside(self, consumer: Consumer) -> None:
         for delivery in consumer.receive(10, wait=0.0):
             with delivery:
-                reason = delivery.message.headers["anymq-dead-reason"]
-                self.report("put aside", delivery.message.json(), f": {reason}")
+                order, headers = delivery.message.json(), delivery.message.headers
+                print(f"put aside: order {order['number']}: {headers['anymq-dead-error']}")
+                self.done.add(order["number"])
 
     def report(self, what: str, order: dict[str, Any], why: str = "") -> None:
         print(f"{order['customer']}: {what} order {order['number']}{why}", flush=True)

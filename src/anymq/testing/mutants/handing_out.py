@@ -225,3 +225,11 @@ class CloseHangs(MemoryReceiver):
 
     def close(self, timeout: float) -> None:
         threading.Event().wait()
+
+
+@mutant("BAT-03")
+class BringsNothingAtOnce(MemoryReceiver):
+    """Who does not wait gets nothing, however often it asks."""
+
+    def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        return super().receive(limit, wait) if wait else ()
