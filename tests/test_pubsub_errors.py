@@ -3,9 +3,7 @@ told: refusals, missing rights, acks that exactly-once delivery does not take.""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from concurrent import futures
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 from google.protobuf import any_pb2
 from google.pubsub_v1 import types as pubsub
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from tests.pubsub_service import Service, serving
 
 import anymq
 from anymq import Message, Subscription, Topic
@@ -36,51 +34,10 @@ WORK = Subscription(Topic("orders"), "work")
 Code = grpc.StatusCode
 
 
-THERE = pubsub.Subscription.serialize(pubsub.Subscription(ack_deadline_seconds=60))
-
-
-class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Answers every method with nothing, but for those in `answers`: bytes, or a refusal."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {"GetSubscription": THERE}
-        self.asked: Counter[str] = Counter()
-        self.published: list[bytes] = []
-        self.made: list[bytes] = []
-
-    def service(self, details: Any) -> Any:
-        method = details.method.rpartition("/")[2]
-        return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: self._answer(method, request, context)
-        )
-
-    def _answer(self, method: str, request: bytes, context: Any) -> bytes:
-        if method == "Publish":
-            self.published.append(request)
-        if method == "CreateSubscription":
-            self.made.append(request)
-        self.asked[method] += 1
-        answer = self.answers.get(method, b"")
-        if isinstance(answer, status_pb2.Status):
-            context.abort_with_status(rpc_status.to_status(answer))
-        if isinstance(answer, grpc.StatusCode):
-            context.abort(answer, "on purpose")
-        if isinstance(answer, list):
-            answer = answer.pop(0) if answer else b""
-        found: bytes = answer
-        return found
-
-
 @pytest.fixture
 def service() -> Iterator[tuple[Service, str]]:
-    unlimited = [("grpc.max_receive_message_length", -1)]
-    server = grpc.server(futures.ThreadPoolExecutor(8), options=unlimited)
-    handler = Service()
-    server.add_generic_rpc_handlers((handler,))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield handler, f"pubsub://project?endpoint=127.0.0.1:{port}"
-    server.stop(0).wait()
+    with serving() as found:
+        yield found
 
 
 REFUSALS = [

@@ -37,6 +37,13 @@ KINDS: tuple[tuple[type[Exception], type[AnymqError]], ...] = (
     (google.Cancelled, ConnectionLostError),
     (auth.GoogleAuthError, AuthenticationError),
 )
+ADVICE: dict[type[AnymqError], str] = {
+    AuthenticationError: "correct the credentials, which Google's libraries find, e.g. by"
+    " GOOGLE_APPLICATION_CREDENTIALS",
+    AuthorizationError: "grant it by a role, e.g. roles/pubsub.editor",
+    NotFoundError: "call broker.provision() first, or correct its address",
+}
+AWAY = "is it running, and can it be reached from here?"
 # After these nothing was stored. Of all others that is not known.
 REFUSED = (
     AuthenticationError,
@@ -64,7 +71,8 @@ def translate(error: Exception, doing: str) -> AnymqError:
         kind = AuthenticationError
     elif kind is ThrottledError and TOO_LARGE in text:
         kind = TooLargeError
-    found = kind(f"{doing}: {text}")
+    advice = AWAY if isinstance(error, google.ServiceUnavailable) else ADVICE.get(kind)
+    found = kind(f"{doing}: {text}" + (f" ({advice})" if advice else ""))
     if isinstance(error, PASSING):
         found.retryable = True
     found.__cause__ = error

@@ -49,8 +49,8 @@ class RedisSender(Sender):
         self._nobody = SendOutcome(
             Status.FAILED,
             UnroutableError(
-                f"nobody is subscribed to channel {channel!r}, and Redis pub/sub keeps nothing:"
-                " this message is gone"
+                f"Redis at {server.place}: nobody is subscribed to channel {channel!r}, and Redis"
+                " pub/sub keeps nothing: this message is gone"
             ),
         )
         self._connection = server.open(self._doing)

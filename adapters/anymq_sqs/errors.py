@@ -52,6 +52,12 @@ _CODES: tuple[tuple[str, type[AnymqError]], ...] = (
     ("RequestTooLong", TooLargeError),
     ("InvalidMessageContents", RejectedError),
 )
+_ADVICE: dict[type[AnymqError], str] = {
+    AuthenticationError: "correct the credentials: those of the URL, else what boto3 finds"
+    " (environment, profile, role)",
+    AuthorizationError: "a policy of the user, or of the queue or topic, must allow it",
+    NotFoundError: "call broker.provision() first, or correct its address",
+}
 _UNSENT = (native.EndpointConnectionError, native.ConnectTimeoutError, native.ProxyConnectionError)
 _CONNECTION = (
     native.HTTPClientError,
@@ -115,7 +121,7 @@ def of_code(answer: Mapping[str, Any], what: str) -> AnymqError:
     said = f"{what}: {code}: {text}" if text else f"{what}: {code}"
     for part, kind in _CODES:
         if part in code:
-            return kind(said)
+            return kind(f"{said} ({_ADVICE[kind]})" if kind in _ADVICE else said)
     if (
         "must be shorter" in text
         or "too long" in text

@@ -246,17 +246,17 @@ class MemoryBroker:
                 if mode is Mode.CREATE:
                     self.topics.setdefault(what.name, {})
                 elif what.name not in self.topics:
-                    raise NotFoundError(f"topic {what.name} does not exist: provision it first")
+                    raise missing(what)
                 return
             queues = self.topics.get(str(what.topic))
             if queues is None:
-                raise NotFoundError(f"topic {what.topic} does not exist: provision it first")
+                raise missing(what.topic)
             if what.name in queues:
                 same_or_conflict(queues[what.name].subscription, what)
             elif mode is Mode.CREATE:
                 queues[what.name] = self.queue_class(self, what)
             else:
-                raise NotFoundError(f"subscription {what} does not exist: provision it first")
+                raise missing(what)
 
     def find(self, what: Topic | Subscription) -> dict[str, Queue]:
         """The queues that a topic copies to, or a subscription reads from."""
@@ -268,7 +268,7 @@ class MemoryBroker:
         topic, _, name = (what.address or f"{what.topic}/{what.name}").rpartition("/")
         queue = self.topics.get(topic, {}).get(name)
         if queue is None:
-            raise NotFoundError(f"subscription {what} does not exist: provision it first")
+            raise missing(what)
         return {name: queue}
 
     def open_ephemeral(self, subscription: Subscription) -> Queue:
@@ -324,8 +324,9 @@ def copy(m: Message) -> Message:
     )
 
 
-def missing(topic: Topic) -> NotFoundError:
-    return NotFoundError(f"topic {topic} does not exist: call broker.provision() first")
+def missing(what: Topic | Subscription) -> NotFoundError:
+    kind = "topic" if isinstance(what, Topic) else "subscription"
+    return NotFoundError(f"{kind} {what} does not exist: call broker.provision() first")
 
 
 def same_or_conflict(there: Subscription, wanted: Subscription) -> None:
