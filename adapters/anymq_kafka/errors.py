@@ -99,6 +99,12 @@ KINDS: dict[int, type[AnymqError]] = {
 }
 """What is not here is a plain BrokerError."""
 
+ADVICE: dict[type[AnymqError], str] = {
+    AuthenticationError: "correct user, password and ?sasl= of the URL",
+    AuthorizationError: "kafka-acls.sh --add allows it",
+    NotFoundError: "call broker.provision() first, or correct its address",
+}
+
 NOT_STORED = frozenset(
     {
         K._PURGE_QUEUE,  # it never left this process
@@ -143,6 +149,7 @@ def translate(error: BaseException, what: str) -> AnymqError:
 def from_native(error: KafkaError, what: str) -> AnymqError:
     """The same for one that it only tells, in a report or a callback."""
     kind = KINDS.get(error.code(), BrokerError)
-    found = kind(f"{what}: {error.str()}")
+    advice = f" ({ADVICE[kind]})" if kind in ADVICE else ""
+    found = kind(f"{what}: {error.str()}{advice}")
     found.__cause__ = KafkaException(error)
     return found

@@ -122,10 +122,6 @@ class Topology:
             raise AuthorizationError(
                 f"{error}: this user may not even see it, as who may read or write it can"
             ) from error
-        if isinstance(error, NotFoundError):
-            raise NotFoundError(
-                f"{error}: call broker.provision() first, or correct its address"
-            ) from error
         raise error
 
     def _topics(self, topic: str | None = None) -> Mapping[str, Any]:

@@ -72,17 +72,18 @@ def refused(error: BaseException, what: str, place: str, right: str = "configure
     if not isinstance(error, pika.ChannelClosedByBroker):
         return error if isinstance(error, AnymqError) else lost(error, place)
     code, text = error.reply_code, error.reply_text
+    what = f"RabbitMQ at {place}: {what}"
     if code == NOT_FOUND:
         found: AnymqError = NotFoundError(
             f"{what} does not exist: call broker.provision() first, or correct its address ({text})"
         )
     elif code == ACCESS_REFUSED:
         named = text if right in text else f"{text}, which needs the right to {right}"
-        found = AuthorizationError(f"{what}: {named}")
+        found = AuthorizationError(f"{what}: {named} (`rabbitmqctl set_permissions` allows it)")
     elif code == PRECONDITION_FAILED and "inequivalent" in text:
         found = ConfigConflictError(f"{what} exists and differs: {text}")
     else:
-        found = BrokerError(f"{what}: RabbitMQ refused with {code} {text}")
+        found = BrokerError(f"{what}: refused with {code} {text}")
     found.__cause__ = error
     return found
 
