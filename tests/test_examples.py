@@ -82,7 +82,7 @@ def with_options(name: str, url: str) -> str:
 def test_hello(name: str, url_of: Urls) -> None:
     done = run(HELLO / "hello.py", url_of(name))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "customer-7 {'order': 1}\n"
+    assert done.stdout == "ann {'hello': 'world'}\n"
 
 
 def test_hello_is_small() -> None:

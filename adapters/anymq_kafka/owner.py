@@ -123,7 +123,7 @@ class Owner:
             if all(each.offset < 0 for each in committed):
                 raise NotFoundError(
                     f"{self._place}: group {self._group!r} has no place in topic"
-                    f" {self._topics[0]!r}: provision it"
+                    f" {self._topics[0]!r}: call broker.provision() first"
                 )
             self._consumer.subscribe(
                 list(self._topics),

@@ -143,8 +143,9 @@ class Topology:
             found = self._publisher("list_topic_subscriptions", doing, request)
             if not any(True for _ in found):
                 raise NotFoundError(
-                    f"{subscription}: its dead-letter topic {path} has no subscription, so that"
-                    " every letter would be lost"
+                    f"{self._client.place}: the dead-letter topic {path} of {subscription} has no"
+                    " subscription, so that every letter would be lost: call broker.provision()"
+                    " first"
                 )
 
     def find(self, path: str) -> Any:

@@ -115,7 +115,8 @@ class Queues:
             ours = [arn for arn in found if arn.rpartition(":")[2] == name]
             if not ours:
                 raise NotFoundError(
-                    f"SNS topic {name!r} does not exist: call broker.provision() first"
+                    f"SNS at {self._client.place}: topic {name!r} does not exist: call"
+                    " broker.provision() first, or correct its address"
                 )
             self._arns[name] = ours[0]
         return self._arns[name]
