@@ -254,6 +254,9 @@ def test_addresses_are_theirs(
     with pytest.raises(NotFoundError, match=name):
         broker.provision(topic)
     admin.create_topics([NewTopic(name, 5)])[name].result(WAIT)
+    end = time.monotonic() + WAIT  # made is not yet known to every broker
+    while name not in admin.list_topics(timeout=WAIT).topics:
+        assert time.monotonic() < end, f"{name} does not appear"
     broker.provision(topic)  # with as many partitions as it has
     broker.provision(Subscription(topic, "ours"))
     with pytest.raises(NotFoundError, match="theirs"):
