@@ -18,7 +18,6 @@ from anymq.capabilities import (
     Shift,
     diff,
     diff_limits,
-    shift,
 )
 from anymq.topics import Subscription, Topic
 
@@ -117,18 +116,17 @@ Pair = tuple[Capabilities, Capabilities]
 
 
 def _guarantees(pairs: dict[Place, Pair], topics: Pair) -> Iterator[GuaranteeLine]:
-    found: dict[tuple[Guarantee, Fact, Fact], set[Place]] = {}
-    for place, at_subscription in pairs.items():
-        of_topic, of_subscription = diff(*topics), diff(*at_subscription)
-        for need in Guarantee:
-            if need in (of_topic if need.of_topic else of_subscription):
-                old, new = topics if need.of_topic else at_subscription
-                found.setdefault((need, old.fact(need), new.fact(need)), set()).add(place)
+    found: dict[tuple[Guarantee, Shift, Fact, Fact], set[Place]] = {}
+    for place, subscriptions in pairs.items():
+        for of_topic, (old, new) in ((True, topics), (False, subscriptions)):
+            for need, change in diff(old, new).items():
+                if need.of_topic is of_topic:
+                    key = need, change, old.fact(need), new.fact(need)
+                    found.setdefault(key, set()).add(place)
     order = list(Guarantee)
-    for need, old, new in sorted(found, key=lambda key: order.index(key[0])):
-        change = shift(old, new)
-        assert change is not None
-        yield GuaranteeLine(need, change, old, new, frozenset(found[need, old, new]))
+    for need, change, before, after in sorted(found, key=lambda key: order.index(key[0])):
+        places = frozenset(found[need, change, before, after])
+        yield GuaranteeLine(need, change, before, after, places)
 
 
 def _limits(pairs: dict[Place, Pair]) -> Iterator[LimitLine]:

@@ -124,7 +124,7 @@ def _is_like(name: str, source: Source) -> bool:
         (column,) = parse([name])
     except ConfigError:  # a record of somebody's own URL
         return False
-    places = (TOPIC, *(place.subscription for place in PLACES))
+    places: list[Topic | Subscription] = [TOPIC, *(place.subscription for place in PLACES)]
     return column.backend is source.backend and all(
         column.declare(at).facts == source.declare(at).facts for at in places
     )
