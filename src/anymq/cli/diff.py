@@ -46,6 +46,7 @@ ABOUT = {
     Shift.UNKNOWN: "planned, or it depends on the server",
 }
 LEVEL = max(len(level.value) for level in Level)
+SAME_LEVEL = "At the same level, in another way:"
 NO_CONTRACT = "no contract shows it"
 
 
@@ -87,21 +88,23 @@ def diff(
 
 def render(found: Compared) -> RenderableType:
     """The sections, the sum last."""
-    a, b = found.before, found.after
     parts: list[RenderableType] = [_head(found)]
     for shift in Shift:
         lines = found.move.of(shift)
         limits = found.move.limits if shift is Shift.CHANGE else ()
         if lines or limits:
-            title = Text.assemble(
-                (shift.name, SHIFT_STYLE[shift]),
-                (f"  {ABOUT[shift].format(a=a.name, b=b.name)}", "dim"),
-            )
-            parts += [Text(""), Rule(title, style="dim", align="left")]
-            parts += [_line(found, line) for line in lines]
+            parts += [Text(""), Rule(_title(found, shift), style="dim", align="left")]
+            parts += [_line(found, line) for line in lines if line.other_level]
         if limits:
             parts.append(_limits(found))
+        if same := [_line(found, line) for line in lines if not line.other_level]:
+            parts += [Text(f"\n{SAME_LEVEL}", "dim"), *same]
     return Group(*parts, Text(""), Text(summary(found)))
+
+
+def _title(found: Compared, shift: Shift) -> Text:
+    about = ABOUT[shift].format(a=found.before.name, b=found.after.name)
+    return Text.assemble((shift.name, SHIFT_STYLE[shift]), (f"  {about}", "dim"))
 
 
 def summary(found: Compared) -> str:
