@@ -29,7 +29,7 @@ from anymq.cli.app import app
 from anymq.moving import PLACES, Move, move, where
 from anymq.testing import record
 from anymq.testing.columns import DEFAULT, parse
-from anymq.testing.compared import OF_LIMITS, Side, compare, place_of
+from anymq.testing.compared import OF_LIMITS, Compared, Side, compare, place_of
 from anymq.testing.contract import Contract, load
 from anymq.testing.record import Record, RecordedCell
 from anymq.testing.verdict import Outcome
@@ -69,6 +69,11 @@ def anymq(*args: str) -> Result:
     return result
 
 
+@cache
+def compared(a: str, b: str) -> Compared:
+    return compare(a, b, LAST)
+
+
 def shown(a: str, b: str) -> dict[str, Any]:
     result = anymq(a, b, "--json")
     assert result.exit_code == 0
@@ -106,7 +111,7 @@ def test_another_cost_is_a_change() -> None:
 
 @pytest.mark.parametrize("name", [*DEFAULT, "rabbitmq@3.10", "pubsub-once", "kafka://h1,h2"])
 def test_from_a_broker_to_itself_nothing_changes(name: str) -> None:
-    found = compare(name, name, LAST)
+    found = compared(name, name)
     assert found.move == Move((), ())
     result = anymq(name, name)
     assert result.exit_code == 0
@@ -115,7 +120,7 @@ def test_from_a_broker_to_itself_nothing_changes(name: str) -> None:
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_the_way_back_mirrors_the_way_there(a: str, b: str) -> None:
-    there, back = compare(a, b, LAST), compare(b, a, LAST)
+    there, back = compared(a, b), compared(b, a)
     assert there.move.guarantees
     mirrored = {Shift.LOSE: Shift.GAIN, Shift.GAIN: Shift.LOSE}
     for change in Shift:
@@ -128,7 +133,7 @@ def test_the_way_back_mirrors_the_way_there(a: str, b: str) -> None:
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_each_place_is_told_once_and_none_is_left_out(a: str, b: str) -> None:
-    found = compare(a, b, LAST)
+    found = compared(a, b)
     told = [(one.guarantee, place) for one in found.move.guarantees for place in one.places]
     assert len(set(told)) == len(told)
     for place in PLACES:
@@ -180,7 +185,7 @@ def test_everything_has_words() -> None:
 
 def unshown(a: str, b: str) -> set[str]:
     """What is lost or gained, and no contract of the last run shows it."""
-    found = compare(a, b, LAST)
+    found = compared(a, b)
     return {
         f"{line.guarantee.value} [{where(line.places)}]".removesuffix(" []")
         for line in (*found.move.of(Shift.LOSE), *found.move.of(Shift.GAIN))
@@ -197,7 +202,7 @@ def _differ(before: Outcome, after: Outcome, change: Shift) -> bool:
 @of_moves
 def test_what_is_lost_or_gained_was_seen_to_be(a: str, b: str) -> None:
     """Else a table declares wrongly, or a contract is missing."""
-    found = compare(a, b, LAST)
+    found = compared(a, b)
     assert found.move.of(Shift.LOSE)
     assert found.move.of(Shift.GAIN)
     assert unshown(a, b) == ALLOWED[a, b]
@@ -223,15 +228,15 @@ def test_a_column_without_a_record_was_not_run() -> None:
 
 
 def test_a_url_has_the_outcomes_of_the_column_that_declares_the_same() -> None:
-    found = compare("rabbitmq://me:secret@host?queue=classic", "sqs://eu-west-1?fifo=true", LAST)
+    found = compared("rabbitmq://me:secret@host?queue=classic", "sqs://eu-west-1?fifo=true")
     columns = [side.column.name if side.column else None for side in (found.before, found.after)]
     assert columns == ["rabbitmq-classic", "sqs-fifo"]
-    found = compare("redis://h?envelope=never", "redis", LAST)
+    found = compared("redis://h?envelope=never", "redis")
     assert found.before.column is None
 
 
 def test_at_a_url_it_is_unknown_what_depends_on_the_server() -> None:
-    found = compare("rabbitmq://host", "sqs", LAST)
+    found = compared("rabbitmq://host", "sqs")
     unknown = {line.guarantee for line in found.move.of(Shift.UNKNOWN)}
     assert Guarantee.LEASE_EXPIRY in unknown
     assert "RabbitMQ 4.0 or later" in anymq("rabbitmq://host", "sqs").stdout
@@ -277,7 +282,7 @@ def test_as_text(a: str, b: str) -> None:
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 100
     assert "\x1b" not in result.stdout
-    found = compare(a, b, LAST)
+    found = compared(a, b)
     for line in found.move.guarantees:
         assert f"{words.GUARANTEES[line.guarantee]}  {line.guarantee.value}" in result.stdout
     for change in Shift:
@@ -287,13 +292,13 @@ def test_as_text(a: str, b: str) -> None:
 def test_a_terminal_gets_colours() -> None:
     console = Console(force_terminal=True, width=100, highlight=False, markup=False)
     with console.capture() as capture:
-        console.print(command.render(compare("rabbitmq", "sqs", LAST)))
+        console.print(command.render(compared("rabbitmq", "sqs")))
     assert "\x1b[1;31mLOSE" in capture.get()
 
 
 @of_moves
 def test_as_json(a: str, b: str) -> None:
-    found, data = compare(a, b, LAST), shown(a, b)
+    found, data = compared(a, b), shown(a, b)
     assert (data["from"]["name"], data["to"]["name"]) == (a, b)
     titles = {one.id: one.title for one in load()}
     for change in Shift:
@@ -309,7 +314,7 @@ def test_as_json(a: str, b: str) -> None:
 @of_moves
 def test_as_markdown(a: str, b: str) -> None:
     text = anymq(a, b, "--markdown").stdout
-    found = compare(a, b, LAST)
+    found = compared(a, b)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     columns = {line.replace("\\|", "").count("|") for line in rows}
     assert columns == {4, 5}  # limits, guarantees

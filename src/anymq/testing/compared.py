@@ -75,13 +75,14 @@ class Compared:
     after: Side
     made: str
     move: Move
+    contracts: Sequence[Contract]
     _outcome: Callable[[str, Side], Outcome]
 
     def proofs(self, line: GuaranteeLine | LimitLine) -> Sequence[Proof]:
         """The contracts about it, of subscriptions like those that the line is about."""
         return [
             Proof(one, self._outcome(one.id, self.before), self._outcome(one.id, self.after))
-            for one in load()
+            for one in self.contracts
             if _is_about(one, line)
         ]
 
@@ -97,7 +98,7 @@ def compare(a: str, b: str, record: Record) -> Compared:
         return cell.outcome if cell else Outcome.NOT_RUN
 
     changes = move(before.declare, after.declare)
-    return Compared(before, after, record.made, changes, outcome)
+    return Compared(before, after, record.made, changes, load(), outcome)
 
 
 def place_of(contract: Contract) -> Place:
