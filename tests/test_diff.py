@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -468,6 +469,7 @@ def test_a_run_writes_its_record(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [*arguments, *files]).exit_code == 0
     found = record.read(brief)
     assert found == record.read(full)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found.made)
     assert [one.id for one in found.rows] == ["DEL-08", "BAT-03"]
     cell = found.cell("BAT-03", "memory")
     assert cell

@@ -30,8 +30,8 @@ def compare(
         "--backend",
         "-b",
         metavar="NAME[@VERSION]|URL",
-        help="A broker: memory, rabbitmq, rabbitmq-classic, redis, kafka, pubsub, rabbitmq@4.0, or"
-        " the URL of one that runs (repeatable). Without it: the first six.",
+        help=f"A broker: {', '.join(DEFAULT)}, rabbitmq@4.0, or the URL of one that runs"
+        f" (repeatable). Without it: the first {len(DEFAULT)}.",
     ),
     only: list[str] = ONLY,
     json: Path | None = JSON,

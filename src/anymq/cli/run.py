@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.text import Text
@@ -66,7 +67,7 @@ def run(
     began = time.monotonic()
     with Watch([source.name for source in sources], len(contracts)) as watch:
         matrix = run_matrix(contracts, sources, watch.tell)
-    found = matrix.to_dict()
+    found = {"made": f"{datetime.now(UTC):%Y-%m-%d}", **matrix.to_dict()}
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     show(matrix, out(), fold=not (only or unfold))

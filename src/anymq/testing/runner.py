@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from anymq.capabilities import PROMISED, Fact, Level
@@ -209,7 +208,6 @@ class Matrix:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "made": f"{datetime.now(UTC):%Y-%m-%d}",
             "backends": [column.to_dict() for column in self.columns],
             "missing": self.missing,
             "contracts": [
