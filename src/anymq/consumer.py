@@ -126,7 +126,7 @@ class Consumer(Reopened):
     def receive(self, limit: int = 100, wait: float = 1.0) -> list[Delivery]:
         """At most `limit` deliveries, as soon as there is one; none after `wait` seconds. With
         ordered=True several of one key may be among them: when one of these is nacked, the later
-        ones are lost. Iterating, or a limit of 1, hands them out one by one."""
+        ones come again behind it. Iterating, or a limit of 1, hands them out one by one."""
         until = time.monotonic() + wait
         tried = False
         while True:
