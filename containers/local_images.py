@@ -1,6 +1,6 @@
 """Container images of the brokers, made on this machine, for where no registry can be reached.
 
-    eval "$(.venv/bin/python docker/local_images.py)"            # all; or name some of them
+    eval "$(.venv/bin/python containers/local_images.py)"            # all; or name some of them
     docker compose up --wait
 
 What goes in is what anymq runs without containers: Debian's packages of RabbitMQ and Redis, Kafka's
@@ -34,7 +34,7 @@ SECONDS = 600.0  # for one step
 SERVERS = ("sid", "trixie")
 RUNTIMES = ("trixie",)
 RUNTIME_PACKAGES = ("openjdk-21-jre-headless", "python3", "python-is-python3", "curl")
-JAVA = "exec java $KAFKA_HEAP_OPTS $KAFKA_JVM_PERFORMANCE_OPTS -cp '/opt/kafka/libs/*'"
+JAVA = "exec java $KAFKA_HEAP_OPTS $KAFKA_JVM_PERFORMANCE_OPTS"
 KAFKA_TOOLS = {
     "kafka-topics.sh": "org.apache.kafka.tools.TopicCommand",
     "kafka-console-producer.sh": "org.apache.kafka.tools.ConsoleProducer",
@@ -88,7 +88,7 @@ def kafka() -> Image:
         for name, main in KAFKA_TOOLS.items():
             _program(home / "bin" / name, f'#!/bin/sh\n{JAVA} {main} "$@"\n')
 
-    settings = ["WORKDIR /opt/kafka", 'CMD ["/etc/kafka/docker/run"]']
+    settings = ["ENV CLASSPATH=/opt/kafka/libs/*", 'CMD ["/etc/kafka/docker/run"]']
     return Image(jars.name, _root(RUNTIMES, RUNTIME_PACKAGES), settings, fill)
 
 
