@@ -45,6 +45,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
 REAL = ["rabbitmq", "redis", "kafka"]
 DURABLE = ["rabbitmq", "kafka"]
 DEADLINE = 120.0  # seconds; nothing here takes so long unless it is broken
+YOUNG = 2.5  # seconds: a younger quorum queue may lose what it holds when its node is killed
 # Where a Kafka listens and who may come in there: the one of `anymq.local` has doors for relays
 # and a port for users besides.
 WAYS_IN = re.compile(
@@ -172,6 +173,8 @@ def test_a_killed_container_keeps_what_was_confirmed(local: LocalBroker) -> None
     sub = Subscription(Topic(f"kept-{uuid.uuid4().hex[:8]}"), "work")
     with anymq.connect(local.url) as broker:
         broker.provision(sub)
+        born = time.monotonic()
+        wait_until(lambda: time.monotonic() - born > YOUNG, "time stands still")
         broker.producer(sub.topic).send(b"kept")
     local.kill()
     local.restart()
