@@ -282,8 +282,10 @@ def test_who_is_up_and_takes_nothing_is_not_healthy(
 ) -> None:
     assert project.check(name)
     project.run("exec", "-T", name, *stop.split())
-    wait_until(lambda: not project.check(name), "it is said to be healthy and takes nothing")
-    project.run("exec", "-T", name, *go_on.split())
+    try:
+        wait_until(lambda: not project.check(name), "it is said to be healthy and takes nothing")
+    finally:
+        project.run("exec", "-T", name, *go_on.split())
     wait_until(lambda: project.check(name), "it takes messages and is not healthy")
 
 
