@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from testcontainers.core.container import DockerContainer
 
 import anymq
 from anymq import Subscription, Topic
+from anymq.errors import ConnectionLostError
 from anymq.local import BrokerFailed, LocalBroker, container, known, start
 from anymq.local.kafka import Kafka
 from anymq.local.kind import Kind
@@ -88,6 +92,33 @@ def test_it_is_told_what_a_container_of_anymq_is_told(name: str) -> None:
 
 def _settings(told: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in told.items() if not WAYS_IN.match(name)}
+
+
+# The port of a container is open before its broker listens: who connects is cut off at once.
+
+
+@pytest.fixture(params=[0, 1], ids=["at once", "after the first word"])
+def cut_off(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port that takes connections and closes them."""
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                near, _ = listener.accept()
+                with near:
+                    near.recv(1000 * request.param)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=[listener], daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_broker_that_does_not_listen_yet_is_worth_a_wait(name: str, cut_off: int) -> None:
+    with pytest.raises(ConnectionLostError, match=f":{cut_off}") as caught:
+        anymq.connect(KINDS[name]().url(cut_off))
+    assert caught.value.retryable
 
 
 # What an engine makes of it.
