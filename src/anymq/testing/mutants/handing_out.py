@@ -14,7 +14,7 @@ from anymq.testing.mutants.base import Counting, mutant
 from anymq.topics import Subscription
 
 
-@mutant("FAN-02")
+@mutant("FAN-02", "FAN-09")
 class CopiesToEveryone(Queue):
     """Every consumer of a group gets every message."""
 
