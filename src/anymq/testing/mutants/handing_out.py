@@ -145,7 +145,7 @@ class CountsTwice(Queue):
         super().give_back(entry)
 
 
-@mutant("ACK-11")
+@mutant("ACK-11", "ACK-13")
 class CountsReleases(Queue):
     """A release costs an attempt."""
 
