@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := src adapters contract_tests tests docs examples
+SOURCES := src adapters contract_tests tests docs examples containers
 
 .PHONY: compare test faults check matrix docs clean
 

@@ -112,7 +112,7 @@ def answering(answer: bytes) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", struct.pack(">iih", 6, 1, 99)]
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", struct.pack(">iih", 6, 1, 99)]
 )
 def test_what_answers_is_no_kafka(answer: bytes) -> None:
     assert isinstance(failure(f"kafka://127.0.0.1:{answering(answer)()}"), ConfigError)

@@ -115,7 +115,7 @@ def test_a_started_kafka_says_what_it_is(kafka: LocalBroker) -> None:
     assert kafka.url.startswith("kafka://127.0.0.1:")
     assert kafka.version.startswith("4.")
     assert kafka.how
-    assert "Formatting metadata directory" in kafka.output()
+    assert "Performing controller activation" in kafka.output()
 
 
 def test_a_killed_kafka_refuses_and_comes_back_with_its_data(

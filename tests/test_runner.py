@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -223,6 +223,18 @@ def test_what_is_not_to_run_on_a_stand_in_is_not_run() -> None:
     cell = run(Contract("XYZ-01", "a title", None, case), column)
     assert cell.outcome is Outcome.STAND_IN_DIFFERS
     assert "it would end" in cell.detail
+
+
+@pytest.mark.parametrize(
+    ("wants", "outcome"), [({"restart"}, Outcome.STAND_IN_DIFFERS), ((), Outcome.BROKEN)]
+)
+def test_what_is_not_done_to_a_broker_of_the_user_shows_no_deviation(
+    wants: Iterable[str], outcome: Outcome
+) -> None:
+    column = Source("memory").open()
+    column.deviations = {"XYZ-01": Deviation("it keeps nothing when it ends", "seen")}
+    wanted = Contract("XYZ-01", "a title", None, lambda s: None, wants=frozenset(wants))
+    assert run(wanted, column).outcome is outcome
 
 
 class _Stubborn(Column):

@@ -55,6 +55,11 @@ def hello(host: str, port: int, timeout: float, tls: ssl.SSLContext | None) -> H
                 return _parse(_ask(encrypted))
     except OSError as error:
         raise _failure(error, place, tls is not None) from error
+    except EOFError as error:
+        # So does a container's port before the broker in it listens: it may be worth a wait.
+        raise ConnectionLostError(
+            f"{place}: it closed the connection: is it starting, or does it want TLS (kafkas://)?"
+        ) from error
     except (ValueError, struct.error, IndexError) as error:
         raise ConfigError(
             f"{place}: what answers there is not Kafka, or wants TLS (kafkas://): {error}"
@@ -91,7 +96,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
     while len(found) < size:
         piece = connection.recv(size - len(found))
         if not piece:
-            raise ValueError("it closed the connection")
+            raise EOFError
         found += piece
     return found
 

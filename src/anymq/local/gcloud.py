@@ -10,7 +10,8 @@ from .jars import need_java
 from .kind import Program, Ways
 from .machine import Progress, run
 
-RELEASE = "emulators"  # the tag of the SDK's image that has the emulators in it
+# The tag of the SDK's image with the emulators in it. Its registry keeps a tag for one year.
+RELEASE = "587.0.0-emulators"
 _ASK_SECONDS = 60.0
 _REMEDY = "install the Google Cloud SDK and `gcloud components install pubsub-emulator`"
 

@@ -51,7 +51,7 @@ class Distribution:
     image: str
     """The container image, without a tag."""
     newest: str
-    """The image tag of the newest version that is supported."""
+    """The image tag of the newest version that is supported; docker-compose.yml has the same."""
 
 
 class Kind(Protocol):

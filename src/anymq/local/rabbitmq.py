@@ -35,7 +35,7 @@ class RabbitMQ:
             suites={"4.3": "sid", "4.0": "trixie", "3.10": "bookworm"},
         ),
         image="rabbitmq",
-        newest="4.3",
+        newest="4.3.6",
     )
     doors = ()
 

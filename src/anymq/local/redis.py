@@ -27,7 +27,7 @@ class Redis:
             suites={"8": "sid", "7": "bookworm", "7.0": "bookworm"},
         ),
         image="redis",
-        newest="8",
+        newest="8.0.6",
     )
     doors = ()
 

@@ -6,13 +6,14 @@ with the broker. Deleting a root can therefore never reach the machine's own dev
 
 import functools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import NotPossibleHere
 from .machine import Progress, cache_folder, is_root, run
 from .packages import build_once, install
 
-_PACKAGES = "rabbitmq-server,redis-server"
+BROKERS = ("rabbitmq-server", "redis-server")
 _BUILD_SECONDS = 900.0
 _NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 
@@ -40,8 +41,9 @@ def _may_mount() -> bool:
     return True
 
 
-def root_of(suite: str, progress: Progress) -> Path:
-    """The root of a Debian suite; built where it is missing (half a minute, 420 MB).
+def root_of(suite: str, progress: Progress, packages: Sequence[str] = BROKERS) -> Path:
+    """The root of a Debian suite with these packages; built where it is missing (half a minute,
+    420 MB).
 
     Raises NotPossibleHere when it cannot be built.
     """
@@ -49,7 +51,8 @@ def root_of(suite: str, progress: Progress) -> Path:
         raise NotPossibleHere("not root, so no private Debian root")
     if not _may_mount():
         raise NotPossibleHere("mounts are refused, so no private Debian root")
-    root = cache_folder() / "roots" / suite
+    name = suite if packages == BROKERS else "-".join([suite, *packages])
+    root = cache_folder() / "roots" / name
     if root.exists():
         return root
     if shutil.which("debootstrap") is None:
@@ -57,18 +60,19 @@ def root_of(suite: str, progress: Progress) -> Path:
 
     def build(unfinished: Path, lock: int) -> None:
         progress(f"building a private Debian {suite} root in {root} (about half a minute)")
-        _build(unfinished, suite, lock)
+        _build(unfinished, suite, packages, lock)
 
     try:
-        build_once(root, f"root-{suite}", build)
+        build_once(root, f"root-{name}", build)
     except OSError as error:
         progress(f"the Debian {suite} root could not be built: {error}")
         raise NotPossibleHere(f"no Debian {suite} root ({error})") from error
     return root
 
 
-def _build(root: Path, suite: str, lock: int) -> None:
-    debootstrap = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", suite]
+def _build(root: Path, suite: str, packages: Sequence[str], lock: int) -> None:
+    include = f"--include={','.join(packages)}"
+    debootstrap = ["debootstrap", "--variant=minbase", include, suite]
     # The namespace also holds debootstrap's own mounts.
     run([*_NAMESPACE, *debootstrap, str(root)], seconds=_BUILD_SECONDS, inherit=[lock])
     # Erlang looks `localhost` up in this file only.

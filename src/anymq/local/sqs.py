@@ -57,7 +57,8 @@ class Ministack(_StandIn):
 
     def container(self, port: int) -> tuple[Sequence[str], Sequence[str]]:
         settings = ("--env=SERVICES=sqs,sns", "--env=GATEWAY_PORT=4566")
-        return (f"--publish=127.0.0.1:{port}:4566", *settings), ()
+        kept = ("--env=PERSIST_STATE=1", "--env=STATE_DIR=/tmp/ministack-state")
+        return (f"--publish=127.0.0.1:{port}:4566", *settings, *kept), ()
 
     def version(self, url: str) -> str:
         host, port = address(url)

@@ -129,6 +129,9 @@ class _Attempt:
         if self.decided and self.seen.error is None:
             return self.decided
         deviation = self.column.deviations.get(self.contract.id)
+        if deviation and self.contract.wants and not self.column.breakable:
+            # What was not done to it, such as a restart, may be where it differs.
+            deviation = replace(deviation, always=False)
         return decide(self.contract, self.fact, self.seen, deviation)
 
     def stuck(self, seconds: float, before: set[threading.Thread]) -> Verdict:
