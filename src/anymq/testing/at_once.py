@@ -10,7 +10,7 @@ from functools import partial
 from anymq.testing.columns import Column
 from anymq.testing.contract import Contract
 
-SHARING = 2  # cases at once on the broker of the column, beside one that has its own
+SHARING = 1  # cases at once on the broker of the column, beside one that has its own
 TICK = 0.2  # seconds: how soon Ctrl-C is noticed at the latest
 
 
@@ -23,10 +23,11 @@ def has_its_own(contract: Contract, column: Column) -> bool:
 def each_cell(
     contracts: Iterable[Contract], column: Column, function: Callable[[Contract], None]
 ) -> None:
-    """Call `function` with each contract, several at once, begun in order. Returns when all are
-    over; an error ends it, and is raised after the cells that had begun."""
+    """Call `function` with each contract, several at once, begun in order, but for those that may
+    take long, which come first. Returns when all are over; an error ends it, and is raised after
+    the cells that had begun."""
     alone, sharing = deque[Contract](), deque[Contract]()
-    for one in contracts:
+    for one in sorted(contracts, key=lambda one: -one.deadline):
         (alone if has_its_own(one, column) else sharing).append(one)
     errors: list[BaseException] = []
 
