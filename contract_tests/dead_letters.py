@@ -373,7 +373,7 @@ def a_killer_is_parked(s: Scenario) -> None:
     s.provision(s.topic, killed)
     killers = s.producer().send()
     deaths = 0
-    while deaths < (limit or 8):
+    while deaths < (limit or 5):
         child = s.child(killed)
         victim = child.take(1)
         child.kill()

@@ -15,6 +15,7 @@ from anymq.testing.receiving import RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 
 SLACK = 5.0  # seconds that a loaded machine may take beyond a limit
+TURN = 5.0  # seconds in which a consumer gets what is for it and not for another
 
 
 @contract("LIF-02", UNIVERSAL)
@@ -138,7 +139,7 @@ def _a_lost_session_is_told(s: Scenario) -> None:
     producer = s.producer(broker=link.broker)
     producer.send(2)
     blocked = s.begin(partial(busy.raw.receive, 10_000, wait=10 * s.patience))
-    s.until(blocked.done)  # it may have received what was sent
+    s.until(blocked.done, TURN)  # the other may have received what was sent
     iterating = s.begin(partial(_ack_all, busy))
     link.cut()
     calls: dict[str, Callable[[], Any]] = {
