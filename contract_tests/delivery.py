@@ -105,7 +105,7 @@ def an_unknown_send_is_sent_again(s: Scenario) -> None:
     """What was stored though its answer was lost, and is sent again with its id, comes once."""
     consumer = s.consumer()
     link = s.link()
-    producer = s.producer(broker=link.broker, timeout=1.0)
+    producer = s.producer(broker=link.broker, timeout=3.0)  # the first send may take one
     consumer.drain(producer.send(1))  # a client may connect when it first has something to send
     (message,) = producer.messages(1)
     if link.stalls:

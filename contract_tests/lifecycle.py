@@ -126,7 +126,7 @@ def _all_closed(s: Scenario, **uses: Callable[[], object]) -> None:
         s.expect(isinstance(error, ClosedError), f"{name} raises ClosedError: {error!r}")
 
 
-@contract("LIF-10", UNIVERSAL)
+@contract("LIF-10", UNIVERSAL, deadline=120.0)
 def failures_surface(s: Scenario) -> None:
     """What goes wrong in a thread of anymq, or on the way, is raised by the next call."""
     _a_lost_session_is_told(s)
