@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from anymq.testing.columns import Column
 from anymq.testing.contract import Contract
 
 SHARING = 1  # cases at once on the broker of the column, beside one that has its own
+TURN = 0.0005  # seconds that a thread computes before another has its turn
 TICK = 0.2  # seconds: how soon Ctrl-C is noticed at the latest
 
 
@@ -18,6 +21,18 @@ def has_its_own(contract: Contract, column: Column) -> bool:
     """Does the case get a broker that it may kill? The column has one of these, for one case at a
     time."""
     return bool(contract.breaks | contract.wants) and column.breakable
+
+
+@contextmanager
+def quick_turns() -> Iterator[None]:
+    """The threads of many cells share one interpreter: while one computes, who has something to
+    answer waits for its turn, each time, and a message passes several threads."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(TURN)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def each_cell(

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +194,10 @@ class _Columns:
             threading.Thread(target=self._run, args=each, name=f"column {each[0].name}")
             for each in work.items()
         ]
+        from anymq.testing.at_once import quick_turns
+
+        self._turns = ExitStack()
+        self._turns.enter_context(quick_turns())
         for thread in self.threads:
             thread.start()
 
@@ -226,3 +231,4 @@ class _Columns:
         self.stop.set()
         for thread in self.threads:
             thread.join()
+        self._turns.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 from anymq.capabilities import PROMISED, Fact, Level
 from anymq.local import NoRelay
-from anymq.testing.at_once import each_cell, in_parallel
+from anymq.testing.at_once import each_cell, in_parallel, quick_turns
 from anymq.testing.columns import Column, ColumnMissing, Source
 from anymq.testing.contract import NEEDS, NETWORK, Contract
 from anymq.testing.history import Event
@@ -269,7 +269,8 @@ def run_matrix(
             tell(Progress("closed", source.name))
 
     try:
-        in_parallel([partial(one, source) for source in sources])
+        with quick_turns():
+            in_parallel([partial(one, source) for source in sources])
     except KeyboardInterrupt:
         stop.set()
         for column in list(opened.values()):
