@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Witness = Event | Taken | Message
 T = TypeVar("T")
-TICK, LONGEST_TICK = 0.005, 0.1  # seconds between two looks, the longer the longer it takes
+TICK = 0.005
 
 
 class Over(Exception):
@@ -306,14 +306,12 @@ class Scenario:
 
     def until(self, condition: Callable[[], bool], within: float | None = None) -> bool:
         """Wait until it is true; False when that takes longer than `within` seconds."""
-        began = time.monotonic()
-        end = began + (self.patience if within is None else within)
+        end = time.monotonic() + (self.patience if within is None else within)
         while not condition():
             self._raise_failures()
-            now = time.monotonic()
-            if now > end:
+            if time.monotonic() > end:
                 return condition()
-            time.sleep(min(max(TICK, (now - began) / 20), LONGEST_TICK))
+            time.sleep(TICK)
         return True
 
     def wait_for(
