@@ -279,6 +279,20 @@ def each_is_acked_alone(s: Scenario) -> None:
 def a_release_is_no_nack(s: Scenario) -> None:
     """100 are prefetched, one is handled, the consumer closes: the other 99 come again, as if
     they had never been delivered."""
+    _given_back(s)
+
+
+@contract(
+    "ACK-13",
+    Guarantee.RELEASE_UNCOUNTED,
+    subscription={"dead_letter": True, "max_attempts": 3},
+)
+def a_release_is_no_nack_with_dead_letters(s: Scenario) -> None:
+    """Where attempts lead to the dead letters, what is given back unhandled costs none either."""
+    _given_back(s)
+
+
+def _given_back(s: Scenario) -> None:
     consumer = s.consumer(prefetch=100)
     sent = s.producer().send(100)
     taken = consumer.take(10)

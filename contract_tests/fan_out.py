@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from threading import Event
 
 from anymq import Guarantee, Message, Status
 from anymq.capabilities import PROMISED, Fact, Level, Scope
+from anymq.errors import LeaseLostError
 from anymq.testing import patterns
 from anymq.testing.contract import contract
 from anymq.testing.history import Kind
@@ -14,6 +17,7 @@ from anymq.testing.receiving import RecordingConsumer, Taken, ids
 from anymq.testing.scenario import Scenario
 from anymq.testing.sending import RecordingProducer
 
+HANDED_OVER = 10.0  # seconds in which a part goes over though its last holder handles it
 CROWD = 5  # hundreds of messages may take so many times the patience
 
 
@@ -282,3 +286,53 @@ def a_slow_group_holds_up_nobody(s: Scenario) -> None:
     s.until(lambda: len(slow.taken) >= len(sent), CROWD * s.patience)
     slow.close()
     s.judge("lost", "redelivered", where=[s.subscription, fast], at_least=600)
+
+
+@contract("FAN-09", Guarantee.COMPETING)
+def one_joins(s: Scenario) -> None:
+    """One joins while another holds: what goes over is the new one's, late acks are refused."""
+    refused: list[object] = []
+    first = s.consumer(on_refused=refused.extend, prefetch=300)
+    producer = s.producer()
+    sent = producer.send(40)
+    held = first.take(40)
+    s.exercised("held when another one joins", len(held), 40)
+    sent += producer.send(200)
+    second = s.consumer(broker=s.connect(), prefetch=300)
+    sent += producer.send(20)
+    late = _that_went_over(s, held, second)
+    if late:
+        error = s.error_of(partial(late[0].ack, wait=True))
+        s.expect(isinstance(error, LeaseLostError), f"its ack is refused: {error!r}", late[0])
+        late[1].ack()
+        s.until(lambda: len(refused) >= 2, 1.0)
+        s.expect(len(refused) == 2, f"on_refused is told of 2: {len(refused)}", late[:2])
+        s.error_of(first.flush)  # which tells again
+    for one in [*held, *second.taken]:
+        if one.id not in ids(late[:2]) and not one.delivery.settled:
+            one.ack(wait=True)
+    second.close()
+    acked = set(ids([*held, *second.taken])) - set(ids(late[:2]))
+    left = [message for message in sent if message.id not in acked]
+    got = first.drain(left, within=s.patience + HANDED_OVER)
+    s.expect(set(ids(got)) >= set(ids(late[:2])), "what was acked too late comes again", late[:2])
+    s.judge("lost", "after_ack", at_least=len(sent))
+
+
+def _that_went_over(s: Scenario, held: list[Taken], second: RecordingConsumer) -> Sequence[Taken]:
+    """Those of the first that the second gets though nobody has given them back: all that do,
+    where what is a consumer's own is divided anew; none elsewhere."""
+
+    def all_there() -> bool:
+        second.receive(300, 0.1)
+        gone = set(ids(one for one in held if one.delivery.settled))
+        return bool(second.taken) and gone <= set(ids(second.taken))
+
+    owns = s.capabilities().limits.owns is not Scope.NONE
+    s.until(all_there, s.patience + HANDED_OVER if owns else 0.5)
+    got = set(ids(second.taken))
+    late = [one for one in held if one.id in got]
+    if owns:
+        s.exercised("held that went over", len(late), 2)
+        s.exercised("read ahead that went over", len(got) - len(late))
+    return late

@@ -324,7 +324,7 @@ def reset_in_a_stream(s: Scenario) -> None:
     _all_that_is_kept(s, consumer)
 
 
-@contract("LIF-15", UNIVERSAL, needs={NETWORK}, deadline=120.0)
+@contract("LIF-15", UNIVERSAL, needs={NETWORK}, deadline=240.0 if LONG else 120.0)
 def a_slow_network(s: Scenario) -> None:
     """A slow network is no fault: nothing is lost, nothing comes twice, no connection is lost."""
     events: list[ConnectionEvent] = []

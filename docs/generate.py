@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from anymq import Subscription, Topic, local, registry
-from anymq.capabilities import Capabilities, Fact, Guarantee, Limits, Scope
+from anymq import Subscription, Topic, local, registry, words
+from anymq.capabilities import Capabilities, Fact, Guarantee, Limits
 from anymq.spi import DEAD, Backend
 from anymq.testing.contract import load
 
@@ -27,26 +27,6 @@ TOPIC = Topic("orders")
 PLAIN = Subscription(TOPIC, "billing")
 ORDERED = Subscription(TOPIC, "billing", ordered=True)
 LETTERS = Subscription(TOPIC, DEAD)
-BYTES = ("body", "text", "headers")
-RANGES = ("lease", "attempts")  # where None means that no value is taken
-LIMIT_NAMES = {
-    "body": "bytes of a body",
-    "text": "bytes of a body that is text",
-    "headers": "bytes of all headers",
-    "reserved": "header names of the broker's own",
-    "delay": "longest delay, seconds",
-    "nack_delay": "longest delay of a nack at the broker, seconds",
-    "nack_step": "such a delay is rounded up to a multiple of, seconds",
-    "lease": "lease, seconds",
-    "hold": "longest that a delivery may stay unsettled, seconds",
-    "attempts": "the broker's own limit, deliveries",
-    "priorities": "priorities",
-    "retention": "retention, seconds",
-    "silence": "a silent broker is given up after, seconds",
-    "connected": "a session is a connection",
-    "order": "scope of the order",
-    "redelivery": "what brings a message again",
-}
 
 
 @dataclass(frozen=True)
@@ -224,9 +204,9 @@ def versions(scheme: str) -> str:
                 rows.setdefault((key, *(fact.reason for fact in facts)), []).append(kind.title)
                 reasons.setdefault(key, []).extend(map(_sourced, facts))
         for name in (field.name for field in fields(Limits)):
-            values = [_number(name, getattr(of.limits, name)) for of in at.values()]
+            values = [words.limit(name, getattr(of.limits, name)) for of in at.values()]
             if len(set(values)) > 1:
-                rows.setdefault((LIMIT_NAMES[name], *values), []).append(kind.title)
+                rows.setdefault((words.LIMITS[name].name, *values), []).append(kind.title)
     about = len(kinds(backend) + _letters(backend))
     table = [_row("", "queue", *names), "|---" * (len(names) + 2) + "|"]
     for (what, *values), titles in rows.items():
@@ -269,20 +249,6 @@ def _letters(backend: Backend) -> list[Kind]:
 
 def _sourced(fact: Fact) -> str:
     return f"{_why(fact)} ({fact.source})" if fact.source else _why(fact)
-
-
-def _number(name: str, value: Any) -> str:
-    if value is None:
-        return "none" if name in RANGES else "no limit known"
-    if isinstance(value, frozenset):
-        return ", ".join(sorted(value)) or "nothing"
-    if isinstance(value, tuple):
-        return f"{value[0]:,g} to {value[1]:,g}"
-    if isinstance(value, Scope):
-        return value.value
-    if name in BYTES and value % (1 << 20) == 0:
-        return f"{value >> 20} MiB"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
 
 
 def _row(*cells: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -24,6 +25,10 @@ from anymq.spi import Done, Refusal
 NUMBERS = itertools.count()
 WAIT = 10.0  # seconds that a test waits for what must come
 Run = Callable[[Coroutine[Any, Any, object]], object]
+
+# A shell has what it starts with `&` ignore Ctrl-C, and so would all that these tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

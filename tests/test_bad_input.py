@@ -359,6 +359,16 @@ def test_options_that_contradict(options: dict[str, Any], words: list[str]) -> N
         Subscription(Topic("some-topic"), "work", **options)
 
 
+def test_the_most_that_a_broker_takes_is_taken_and_one_more_is_not() -> None:
+    topic = Topic("some-topic")
+    with anymq.connect("memory://limits") as broker:
+        least, most = broker.capabilities(topic).limits.attempts or (0, 0)
+        for limit in (least, most):
+            broker.check_use(Subscription(topic, "work", dead_letter=True, broker_limit=limit))
+        with says(UnsupportedError, f"broker_limit={most + 1}", f"takes {least} to {most}"):
+            broker.check_use(Subscription(topic, "work", dead_letter=True, broker_limit=most + 1))
+
+
 def test_dead_letters_without_a_target(broker: anymq.Broker, work: Subscription) -> None:
     with says(ConfigError, "no dead letters", "dead_letter=True"):
         work.dead_letters  # noqa: B018

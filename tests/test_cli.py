@@ -28,6 +28,7 @@ from anymq.testing import contract as contracts
 from anymq.testing.columns import Column, Source, parse
 from anymq.testing.contract import Contract
 from anymq.testing.history import Event, Kind
+from anymq.testing.record import Record
 from anymq.testing.runner import Matrix, Progress
 from anymq.testing.verdict import Cell, Outcome
 
@@ -455,7 +456,7 @@ def test_a_page_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
 def test_the_matrix_as_markdown(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"before\n{markdown.BEGIN}\nstale rows\n{markdown.END}\nafter\n", "utf-8")
-    markdown.write(every_outcome(), path)
+    markdown.write(Record.of(every_outcome().to_dict()), path)
     text = path.read_text("utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")

@@ -23,7 +23,7 @@ PENDING = {
 
 # The catalogue: how many contracts each family has. An id is never given to anything else.
 FAMILY = {
-    "DEL": 10, "ACK": 12, "ORD": 8, "DLQ": 12, "RTY": 6, "DLY": 4, "PRI": 2, "FAN": 8, "RPL": 4,
+    "DEL": 10, "ACK": 13, "ORD": 8, "DLQ": 12, "RTY": 6, "DLY": 4, "PRI": 2, "FAN": 9, "RPL": 4,
     "DDP": 6, "PAY": 12, "BAT": 4, "FLW": 8, "LIF": 15, "CON": 4, "ADM": 7, "SEC": 5, "MIG": 6,
     "HIS": 4,
 }  # fmt: skip

@@ -18,7 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["anymq", "anymq.aio", "anymq.retry", "anymq.url", "anymq.topics"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "anymq",
+        "anymq.aio",
+        "anymq.moving",
+        "anymq.retry",
+        "anymq.topics",
+        "anymq.url",
+        "anymq.words",
+    ],
+)
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.attempted

@@ -360,3 +360,21 @@ def test_a_sender_to_what_is_not_there(adapter: Adapter, topic: Topic) -> None:
         adapter.sender(topic)
     with pytest.raises(AnymqError, match="topic of its own"):
         adapter.sender(Subscription(topic, "work"))
+
+
+def test_a_slow_network_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent takes longer than silence may last, most of it waiting for its turn."""
+    monkeypatch.setattr(sender_module, "PATIENCE", 1.5)
+    topic = Topic("slow")
+    with start("kafka") as server:
+        relay, url = server.relay()
+        with anymq.connect(f"{url}?partitions=3") as broker:
+            broker.provision(topic)
+            producer = broker.producer(topic, timeout=WAIT)
+            producer.send(b"before")
+            relay.slow(0.05, 400_000)
+            began = time.monotonic()
+            report = producer.send_many([Message(b"x" * 4000) for _ in range(400)])
+            assert time.monotonic() - began >= 2 * 1.5
+        relay.close()
+    assert (report.stored, report.failed, report.unknown) == (400, 0, 0)

@@ -70,6 +70,10 @@ def test_the_wheel_holds_the_contracts(wheel: set[str]) -> None:
     assert {f"anymq/testing/contracts/{name}" for name in cases} <= wheel
 
 
+def test_the_wheel_holds_the_record_of_the_last_run(wheel: set[str]) -> None:
+    assert "anymq/testing/last-run.json" in wheel
+
+
 def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
     tops = {name.partition("/")[0] for name in wheel}
     assert {name for name in tops if not name.endswith(".dist-info")} == {"anymq", *ADAPTERS}

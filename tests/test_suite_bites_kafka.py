@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,13 +10,13 @@ from confluent_kafka import KafkaError
 
 from anymq import Message
 from anymq.message import STORED
-from anymq.spi import Delivery, Done, Refusal
+from anymq.spi import AnymqError, Delivery, Done, Refusal
 from anymq.testing.columns import Column, Source
 from anymq.testing.contract import CONTRACTS, load
 from anymq.testing.runner import run
 from anymq.testing.verdict import Outcome
 from anymq_kafka import errors, wire
-from anymq_kafka.desk import Desk
+from anymq_kafka.desk import Assignment, Desk
 from anymq_kafka.offsets import Commit, Offsets
 from anymq_kafka.sender import KafkaSender
 from anymq_kafka.topology import Topology
@@ -118,6 +118,30 @@ def forgets_a_nack(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Desk, "fail", settled)
 
 
+def drops_what_it_read_ahead(patch: pytest.MonkeyPatch) -> None:
+    """A partition goes: what was read of it and not handed out is done with."""
+    leave = Desk.leave
+
+    def left(desk: Desk, assignments: Collection[Assignment]) -> None:
+        for assignment in assignments:
+            assignment.offsets.skip(assignment.offsets.last + 1, assignment.out)
+            assignment.version += 1
+        leave(desk, assignments)
+
+    patch.setattr(Desk, "leave", left)
+
+
+def takes_a_stale_ack(patch: pytest.MonkeyPatch) -> None:
+    """Whose partition has gone may still ack it: Kafka takes the commit."""
+
+    def ended(desk: Desk, assignments: Collection[Assignment], error: AnymqError) -> None:
+        with desk.lock:
+            desk._drop(assignments)
+
+    patch.setattr(Desk, "end", ended)
+    patch.setattr("anymq_kafka.owner.Owner._gone", lambda *_: None)
+
+
 FAULTS: dict[Fault, Sequence[str]] = {
     unknown_as_failed: ["DEL-07"],
     stored_when_handed_over: ["DEL-07"],
@@ -130,6 +154,8 @@ FAULTS: dict[Fault, Sequence[str]] = {
     closes_without_a_commit: ["ACK-10"],
     counts_no_failure: ["DLQ-01"],
     forgets_a_nack: ["ACK-04"],
+    drops_what_it_read_ahead: ["FAN-09"],
+    takes_a_stale_ack: ["FAN-09"],
 }
 
 

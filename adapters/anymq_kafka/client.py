@@ -21,6 +21,10 @@ from anymq_kafka import errors
 from anymq_kafka.hello import Hello, hello
 
 DEFAULT_PORT = 9092
+SILENT = 10.0  # seconds without an answer after which a connection is given up
+# Bytes on the way at once, each direction. The client measures each request alone, so that all that
+# is on the way must get through in SILENT seconds: a network has to carry 100 kB/s.
+WINDOW = 1_000_000
 NEVER_RAISED = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # these stay whatever is tried
 OnError = Callable[[KafkaError], None]
 log = logging.getLogger("anymq.kafka")
@@ -69,8 +73,8 @@ class Client(OneProcess):
             "client.id": "anymq",
             "allow.auto.create.topics": False,
             "reconnect.backoff.max.ms": 1000,
-            "socket.timeout.ms": 10_000,  # of a connection that is silent, see Limits.silence
-            "socket.connection.setup.timeout.ms": 10_000,
+            "socket.timeout.ms": int(SILENT * 1000),
+            "socket.connection.setup.timeout.ms": int(SILENT * 1000),
             "log_level": 2,  # what it has to say comes as errors, too
             **_security(url, options, secure),
         }

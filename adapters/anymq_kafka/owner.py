@@ -37,7 +37,7 @@ from anymq.spi import (
 )
 from anymq_kafka import errors
 from anymq_kafka.capabilities import BRIDGES
-from anymq_kafka.client import Client
+from anymq_kafka.client import WINDOW, Client
 from anymq_kafka.desk import Assignment, Desk, Place, Snapshot
 from anymq_kafka.offsets import decode
 from anymq_kafka.places import committed
@@ -61,7 +61,7 @@ SETTINGS: Mapping[str, Any] = {  # `_` in place of `.`
     "auto_offset_reset": "error",  # the start is always said; what is not there is a gap
     "fetch_queue_backoff_ms": 5,
     "queued_max_messages_kbytes": 4_096,
-    "fetch_max_bytes": 2 << 20,  # of one answer; a larger message comes all the same
+    "fetch_max_bytes": WINDOW,  # of one answer; a larger message comes all the same
 }
 NEW = {"group_protocol": "consumer"}  # KIP-848, where the cluster has it
 CLASSIC = {"group_protocol": "classic", "partition_assignment_strategy": "cooperative-sticky"}

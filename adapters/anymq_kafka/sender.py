@@ -26,9 +26,10 @@ from anymq.spi import (
 )
 from anymq_kafka import errors, wire
 from anymq_kafka.capabilities import SILENCE
-from anymq_kafka.client import Client, Watch
+from anymq_kafka.client import WINDOW, Client, Watch
 
-PATIENCE = SILENCE  # seconds after which a message without an answer is `unknown`
+PATIENCE = SILENCE  # seconds without any answer after which all that wait for one are `unknown`
+LONGEST = 120.0  # seconds that one may wait while others are answered: its partition has no leader
 TICK = 0.1  # seconds that the reading thread needs to notice that it is to end
 PURGE = 1.0  # seconds; nothing of it waits for the network
 OVERHEAD = 36  # bytes of a batch that the broker counts and the client does not (seen on 4.4.0)
@@ -52,8 +53,9 @@ class Batch:
 
 class KafkaSender(Sender):
     """Sent again by librdkafka itself while a broker is away, in their order and once (idempotent
-    producer). A message that is still unanswered after PATIENCE may be stored, so that the order of
-    what follows is open: then this sender is over."""
+    producer). Where none has been answered for PATIENCE each may be stored, so that the order of
+    what follows is open: then this sender is over. While answers come there is no haste: a slow
+    network is no fault."""
 
     batch = 1000  # with 500 the processor time of a message is a fifth more
     pipeline = 4
@@ -68,6 +70,7 @@ class KafkaSender(Sender):
         self._ended: AnymqError | None = None
         self._lost: AnymqError | None = None
         self._stopping = False
+        self._answers = 0
         self._flying: dict[Batch, Done] = {}  # in order; who takes one out tells its outcomes
         self._drained = threading.Event()
         self.native: Any = client.make(
@@ -76,8 +79,9 @@ class KafkaSender(Sender):
             enable_idempotence=True,
             acks="all",
             linger_ms=0,
+            batch_size=WINDOW // 5,  # with so many requests on the way
             partitioner="murmur2_random",  # as Java's: a key has one partition for all programs
-            message_timeout_ms=int(PATIENCE * 1000),
+            message_timeout_ms=int(LONGEST * 1000),
             message_max_bytes=request_limit - OVERHEAD,
             topic_metadata_propagation_max_ms=1000,
             # The outbox in front of this bounds what waits, in messages and bytes.
@@ -154,13 +158,21 @@ class KafkaSender(Sender):
     # the reading thread, and after its end the one that closes
 
     def _read(self) -> None:
+        answers, heard = 0, time.monotonic()
         while not self._stopping:
             self.native.poll(TICK)
+            now = time.monotonic()
+            if not self._flying or answers != self._answers:
+                answers, heard = self._answers, now
+            elif now - heard > PATIENCE:
+                silent = f"{self._what}: no answer for {PATIENCE:g} s"
+                self._ended = self._lost = self._lost or ConnectionLostError(silent)
             if self._lost is not None and self._flying:
                 self._give_up()
 
     def _report(self, entry: Batch, place: int, error: KafkaError | None, _: Any) -> None:
         entry.reported += 1
+        self._answers += 1
         entry.outcomes[place] = STORED if error is None else self._outcome(error)
         if entry.reported >= entry.wanted and self._lost is None:
             self._finish(entry)

@@ -262,7 +262,7 @@ def declare(
         nack_delay=LONGEST_DELAY,
         nack_step=1.0,
         lease=(SHORTEST_LEASE if lease >= SHORTEST_LEASE else 1.0, LONGEST_LEASE),
-        attempts=(ATTEMPTS[0], ATTEMPTS[1] + 1),
+        attempts=ATTEMPTS,
         retention=RETENTION,
         silence=QUIET + 1.0 + options["timeout"],
         order=Scope.KEY if ordered else Scope.NONE,

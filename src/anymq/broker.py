@@ -439,10 +439,10 @@ def _check_options(capabilities: Capabilities, at: Subscription) -> None:
         raise UnsupportedError(
             f"{at}: lease={at.lease:g}: {capabilities.about} takes {lease[0]:g} to {lease[1]:g} s"
         )
-    if at.broker_limit is not None and attempts and at.broker_limit not in range(*attempts):
+    limit = at.broker_limit
+    if limit is not None and attempts and not attempts[0] <= limit <= attempts[1]:
         raise UnsupportedError(
-            f"{at}: broker_limit={at.broker_limit}: {capabilities.about} takes"
-            f" {attempts[0]} to {attempts[1] - 1}"
+            f"{at}: broker_limit={limit}: {capabilities.about} takes {attempts[0]} to {attempts[1]}"
         )
 
 

@@ -1,13 +1,13 @@
-"""What a broker gives, as data: Guarantee, Level, Fact, Limits, Capabilities.
+"""What a broker gives, as data: Guarantee, Level, Fact, Limits, Capabilities, and what differs.
 
 Pure: importable and comparable without a connection or a client library. Read by the requirement
-check, the contract suite and the documentation; there is no second copy anywhere.
+check, the contract suite, `anymq diff` and the documentation; there is no second copy anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
 from anymq.errors import AnymqError, PlannedError, UnsupportedError
@@ -81,6 +81,11 @@ class Guarantee(Enum):
     DEPTH = "admin.depth"
     PURGE = "admin.purge"
 
+    @property
+    def of_topic(self) -> bool:
+        """Declared of a topic; False: of a subscription."""
+        return self.value.startswith(("send.", "message."))
+
 
 class Scope(Enum):
     """Within what messages keep their order."""
@@ -115,7 +120,7 @@ class Limits:
     nack_step: float = 0.0  # the adapter's own nack rounds a delay up to a multiple of it
     lease: tuple[float, float] | None = None  # range that Subscription.lease accepts
     hold: float | None = None  # the longest that a delivery may stay unsettled, extended or not
-    attempts: tuple[int, int] | None = None  # range that Subscription.broker_limit accepts
+    attempts: tuple[int, int] | None = None  # least and most that broker_limit accepts
     priorities: int = 1
     retention: float | None = None
     silence: float | None = None  # after so long a session whose broker is silent is given up
@@ -163,3 +168,38 @@ class Capabilities:
 
 USABLE = frozenset({Level.NATIVE, Level.EMULATED, Level.BEST_EFFORT})
 PROMISED = frozenset({Level.NATIVE, Level.EMULATED, Level.DEPENDS})
+
+
+class Shift(Enum):
+    """What becomes of a guarantee for who goes from one broker to another."""
+
+    LOSE = "lose"  # promised before, not promised after
+    CHANGE = "change"  # given by both, at another level or in another way
+    GAIN = "gain"  # not promised before, promised after
+    UNKNOWN = "unknown"  # one of them is planned, or depends on the server
+
+
+def shift(before: Fact, after: Fact) -> Shift | None:
+    """None where nothing changes: both are the same, or neither gives it."""
+    levels = {before.level, after.level}
+    same = (before.level, before.reason, before.cost) == (after.level, after.reason, after.cost)
+    if same or levels == {Level.ABSENT}:
+        return None
+    if levels & {Level.PLANNED, Level.DEPENDS}:
+        return Shift.UNKNOWN
+    had, has = before.level in PROMISED, after.level in PROMISED
+    if had == has:
+        return Shift.CHANGE
+    return Shift.LOSE if had else Shift.GAIN
+
+
+def diff(before: Capabilities, after: Capabilities) -> dict[Guarantee, Shift]:
+    """The guarantees that are not the same for who goes from one to the other."""
+    found = {need: shift(before.fact(need), after.fact(need)) for need in Guarantee}
+    return {need: change for need, change in found.items() if change is not None}
+
+
+def diff_limits(before: Limits, after: Limits) -> list[str]:
+    """The names of the limits that are not the same."""
+    names = (one.name for one in fields(Limits))
+    return [name for name in names if getattr(before, name) != getattr(after, name)]

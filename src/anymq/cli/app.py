@@ -11,7 +11,18 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from anymq.cli import INTERRUPTED, adapters, compare, contract, explain, receive, redrive, send, up
+from anymq.cli import (
+    INTERRUPTED,
+    adapters,
+    compare,
+    contract,
+    diff,
+    explain,
+    receive,
+    redrive,
+    send,
+    up,
+)
 from anymq.cli.plain import safe
 from anymq.cli.screen import err, out
 from anymq.errors import AnymqError
@@ -71,6 +82,7 @@ def options(
 
 
 app.command("compare")(compare.compare)
+app.command("diff")(diff.diff)
 app.command("explain")(explain.explain)
 app.command("contract")(contract.contract)
 app.command("send")(send.send)

@@ -30,8 +30,8 @@ def compare(
         "--backend",
         "-b",
         metavar="NAME[@VERSION]|URL",
-        help="A broker: memory, rabbitmq, rabbitmq-classic, redis, kafka, pubsub, rabbitmq@4.0, or"
-        " the URL of one that runs (repeatable). Without it: the first six.",
+        help=f"A broker: {', '.join(DEFAULT)}, rabbitmq@4.0, or the URL of one that runs"
+        f" (repeatable). Without it: the first {len(DEFAULT)}.",
     ),
     only: list[str] = ONLY,
     json: Path | None = JSON,
@@ -42,6 +42,12 @@ def compare(
         help="Write the matrix as Markdown, too; in a file that has the marks, between them.",
     ),
     html: Path | None = HTML,
+    record: Path | None = typer.Option(
+        None,
+        "--record",
+        metavar="FILE",
+        help="Write the outcomes alone as JSON, too: what README's matrix and anymq diff go by.",
+    ),
     unfold: bool = UNFOLD,
 ) -> None:
     """Run every contract against every broker and show where they differ.
@@ -62,6 +68,7 @@ def compare(
             json_file=json,
             markdown_file=markdown,
             html_file=html,
+            record_file=record,
             unfold=unfold,
         )
     )

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from textwrap import shorten
+from typing import TypeVar
 
 from rich import box
 from rich.columns import Columns
@@ -21,6 +22,7 @@ from rich.text import Text
 from anymq.cli import screen
 from anymq.testing.columns import Column
 from anymq.testing.contract import FAMILIES, Contract
+from anymq.testing.record import RecordedColumn, RecordedRow
 from anymq.testing.report import SYMBOL, declared
 from anymq.testing.runner import Matrix
 from anymq.testing.verdict import Cell, Outcome
@@ -28,16 +30,17 @@ from anymq.testing.verdict import Cell, Outcome
 RULES = box.Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the head, no others
 LONGEST = 400  # characters of a reason
 AS_PROMISED = (Outcome.HOLDS, Outcome.EMULATED)
+Row = TypeVar("Row", Contract, RecordedRow)
 NEEDS_A_REASON = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.NOT_RUN)
 
 
-def families(contracts: Sequence[Contract]) -> Iterator[tuple[str, list[Contract]]]:
+def families(contracts: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """Family by family, with its name."""
     for family, members in groupby(contracts, key=lambda one: one.family):
         yield FAMILIES.get(family, family), list(members)
 
 
-def ran_against(column: Column, separator: str = " · ") -> str:
+def ran_against(column: Column | RecordedColumn, separator: str = " · ") -> str:
     """RabbitMQ 4.3.6 · real, Debian sid in a private root"""
     if column.in_process:
         return "in this process"

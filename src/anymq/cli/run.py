@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.text import Text
@@ -18,6 +19,7 @@ from anymq.cli.screen import err, out
 from anymq.errors import ConfigError
 from anymq.testing.columns import Source
 from anymq.testing.contract import FAMILIES, Contract, load, select
+from anymq.testing.record import Record
 from anymq.testing.runner import Matrix, run_matrix
 from anymq.testing.verdict import Outcome
 from anymq.url import Url
@@ -53,22 +55,26 @@ def run(
     json_file: Path | None = None,
     markdown_file: Path | None = None,
     html_file: Path | None = None,
+    record_file: Path | None = None,
     unfold: bool = False,
 ) -> int:
     """The exit status. `asked_for`: the user named these brokers, so that each must be there.
     Contracts that the user named are shown unfolded."""
     contracts = choose(only)
-    for path in (json_file, markdown_file, html_file):
+    for path in (json_file, markdown_file, html_file, record_file):
         if path is not None and not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
     began = time.monotonic()
     with Watch([source.name for source in sources], len(contracts)) as watch:
         matrix = run_matrix(contracts, sources, watch.tell)
+    found = {"made": f"{datetime.now(UTC):%Y-%m-%d}", **matrix.to_dict()}
     if json_file is not None:
-        json_file.write_text(json.dumps(matrix.to_dict(), indent=1) + "\n", "utf-8")
+        json_file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     show(matrix, out(), fold=not (only or unfold))
     if markdown_file is not None:
-        markdown.write(matrix, markdown_file)
+        markdown.write(Record.of(found), markdown_file)
+    if record_file is not None:
+        record_file.write_text(Record.of(found).to_text(), "utf-8")
     if html_file is not None:
         html_file.write_text(html.render(matrix), "utf-8")
     return _verdict(matrix, sources, asked_for, time.monotonic() - began)

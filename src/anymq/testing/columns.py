@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from anymq import registry
 from anymq.broker import Broker, connect
-from anymq.capabilities import Level
+from anymq.capabilities import Capabilities, Level
 from anymq.errors import AnymqError, ConfigError
+from anymq.spi import Backend
 from anymq.testing.standins import OPTIONS, Deviation, deviations, second
+from anymq.topics import Subscription, Topic
 from anymq.url import Url, did_you_mean, read_options
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ VARIANTS = {  # the same broker, other options
     "sqs-fifo": ("sqs", "fifo=true"),
     "sqs-sns": ("sqs", "fanout=sns"),
     "sqs-rough": ("sqs", ""),  # through what disturbs it
-    "pubsub-once": ("pubsub", "lease=3s&exactly_once=true"),
-    "pubsub-retained": ("pubsub", "lease=3s&retain=true"),
+    "pubsub-once": ("pubsub", "exactly_once=true"),
+    "pubsub-retained": ("pubsub", "retain=true"),
 }
 PATIENCE = {  # seconds; 10 elsewhere
     "memory": 2.0,
@@ -183,6 +185,20 @@ class Source:
         """Its name without a version, or the scheme of its URL."""
         return Url.parse(self.url).scheme if self.url else _base(self.name)[0].partition("@")[0]
 
+    @property
+    def backend(self) -> Backend:
+        """Its adapter; the client library is not imported."""
+        return registry.backend(self.kind)
+
+    def declare(self, at: Topic | Subscription, server: str | None = None) -> Capabilities:
+        """What its adapter declares, without a connection; of `server` where that is known, of the
+        version that its name says, else of one that is assumed."""
+        url = Url.parse(self.url or _with_options(f"{self.kind}://", _base(self.name)[1]))
+        version = "" if self.url else self.name.partition("@")[2]
+        if version[:1].isdigit():
+            server = f"{self.backend.name} {version}"
+        return self.backend.declare(read_options(url, self.backend.options), at, server)
+
     def open(self, progress: Progress | None = None) -> Column:
         """Find or start its broker; `progress` gets a line for what takes time. Raises
         ColumnMissing."""
@@ -192,7 +208,7 @@ class Source:
         elif self.url is None:
             base, options = _base(self.name)
             local = _shared.join(base, progress)
-            options = options or OPTIONS.get(local.title, "")
+            options = "&".join(filter(None, (OPTIONS.get(local.title), options)))
             url = _with_options(local.url, options)
             column = Column(self.name, url, local.evidence, how=local.how, local=local)
             column.options, column.progress = options, progress
@@ -252,9 +268,10 @@ def _checked_name(text: str) -> str:
     known |= {name: known[base] for name, (base, _) in VARIANTS.items()}
     name, at, version = text.partition("@")
     if name not in known:
+        close = did_you_mean(name, known)
+        listed = f" There is {', '.join(known)}" if close.endswith("?") else ""
         raise ConfigError(
-            f"no broker is called {name!r}{did_you_mean(name, known)}; or give a URL, as in"
-            " redis://host"
+            f"no broker is called {name!r}{close}{listed}; or give a URL, as in redis://host"
         )
     if at and version not in known[name]:
         versions = ", ".join(known[name]) or "only the one that comes with anymq"

@@ -99,11 +99,6 @@ class Contract:
         return f"{self.id} {self.title}"
 
 
-def is_of_topic(guarantee: Guarantee) -> bool:
-    """Guarantees of sending and carrying belong to a topic, the rest to a subscription."""
-    return guarantee.value.startswith(("send.", "message."))
-
-
 CONTRACTS: dict[str, Contract] = {}
 
 

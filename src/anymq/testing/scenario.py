@@ -21,7 +21,7 @@ from anymq.testing import front
 from anymq.testing.checker import check
 from anymq.testing.child import Child, ProcessChild, SessionChild
 from anymq.testing.columns import Column
-from anymq.testing.contract import Contract, is_of_topic
+from anymq.testing.contract import Contract
 from anymq.testing.findings import NEVER, Judgement
 from anymq.testing.history import Event, History, Kind
 from anymq.testing.link import Link
@@ -101,7 +101,7 @@ class Scenario:
 
     def declared(self, guarantee: Guarantee) -> Fact:
         """What is declared of any guarantee, for the topic or for the subscription."""
-        at = self.topic if is_of_topic(guarantee) else self.subscription
+        at = self.topic if guarantee.of_topic else self.subscription
         return self.capabilities(at).fact(guarantee)
 
     def usable(self, guarantee: Guarantee) -> bool:

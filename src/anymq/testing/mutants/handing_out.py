@@ -14,7 +14,7 @@ from anymq.testing.mutants.base import Counting, mutant
 from anymq.topics import Subscription
 
 
-@mutant("FAN-02")
+@mutant("FAN-02", "FAN-09")
 class CopiesToEveryone(Queue):
     """Every consumer of a group gets every message."""
 
@@ -145,7 +145,7 @@ class CountsTwice(Queue):
         super().give_back(entry)
 
 
-@mutant("ACK-11")
+@mutant("ACK-11", "ACK-13")
 class CountsReleases(Queue):
     """A release costs an attempt."""
 

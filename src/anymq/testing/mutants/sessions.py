@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from threading import Event
 
+from anymq.errors import ConnectionLostError
 from anymq.memory import MemoryAdapter
 from anymq.memory.adapter import MemoryReceiver, MemorySender
 from anymq.memory.broker import MemoryBroker, Queue
-from anymq.message import Claim, Message
+from anymq.message import STORED, Claim, Message
 from anymq.spi import Done
 from anymq.testing.mutants.base import mutant
 
@@ -44,12 +46,28 @@ class GoesOnInAChild(MemoryAdapter):
         super().__setattr__(name, value)
 
 
-@mutant("LIF-14")
-class StoresWhatItRefuses(MemorySender):
-    """What is sent over a session that is lost is refused, and stored all the same."""
-
+class _Hopeful(MemorySender):
     def send(self, batch: Sequence[Message], done: Done) -> None:
-        if self.session.lost:
-            for queue in self.session.broker.find(self.to).values():
-                queue.put(batch)
-        super().send(batch, done)
+        session = self.session
+        if not session.lost or not isinstance(session, SaysStoredWhenLost):
+            super().send(batch, done)
+            return
+        session.said.set()
+        done([STORED] * len(batch))
+
+
+@mutant("LIF-14")
+class SaysStoredWhenLost(MemoryAdapter):
+    """What is sent over a session that is lost is said to be stored."""
+
+    sender_class = _Hopeful
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.said = Event()
+
+    def cut(self) -> None:
+        """Only a sender notices at first, so that a cut in a stream of sends hits one of them."""
+        self.lost = ConnectionLostError("the session was cut")
+        self.said.wait(1.0)
+        super().cut()

@@ -84,7 +84,7 @@ class DelaysForEver(MemoryReceiver):
         return super().nack(deliveries, delay + 60 if delay else 0.0)
 
 
-@mutant("ACK-11")
+@mutant("ACK-11", "ACK-13")
 class LosesThePrefetch(MemoryReceiver):
     """What is given back unhandled is gone."""
 
