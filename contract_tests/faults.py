@@ -100,20 +100,10 @@ def unknown_sends_are_sent_again_in_their_order(s: Scenario) -> None:
     s.wait_for(sending.done, "all are sent", 2 * AGAIN)
     report = sending.result()
     s.expect(report.failed + report.unknown == 0, f"all are stored: {report}", *sent[:1])
-    _until_all_have_come(s, consumer, sent)
+    s.until_all_come(consumer, sent, 2 * s.patience)
     consumer.stop()
     order = ["inversion"] if s.capabilities().limits.order is not Scope.NONE else []
     s.judge("lost", "ghost", *order, at_least=SENDS)
-
-
-def _until_all_have_come(s: Scenario, consumer: RecordingConsumer, sent: Sequence[Message]) -> None:
-    """However long that takes, while more come: where one is given out at a time, each takes a
-    round trip and more."""
-    missing, seen = {message.id for message in sent}, 0
-    while missing and s.until(partial(_more_than, consumer.taken, seen), 2 * s.patience):
-        fresh = consumer.taken[seen:]
-        missing.difference_update(taken.id for taken in fresh)
-        seen += len(fresh)
 
 
 def _more_than(found: Sequence[object], goal: int) -> bool:
