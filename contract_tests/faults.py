@@ -343,8 +343,8 @@ def _all_that_is_kept(s: Scenario, consumer: RecordingConsumer) -> None:
     """What was stored comes where it is kept; nothing comes twice for no reason; no send had a
     wrong outcome or none."""
     kept = s.promised(Guarantee.AT_LEAST_ONCE)
-    stored = {event.id for event in s.history.of(Kind.STORED, Kind.PASSED)}
-    s.until(lambda: stored <= set(ids(consumer.taken)), STATED + SLACK if kept else s.patience)
+    stored = s.history.of(Kind.STORED, Kind.PASSED)
+    s.until_all_come(consumer, stored, STATED + SLACK if kept else s.patience)
     consumer.stop()
     s.judge(*(("lost",) if kept else ()), "duplicate", "unanswered", at_least=20)
 

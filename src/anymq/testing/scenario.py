@@ -318,7 +318,7 @@ class Scenario:
     def until_all_come(
         self,
         consumer: RecordingConsumer,
-        sent: Iterable[Message],
+        sent: Iterable[Message | Event],
         within: float | None = None,
     ) -> None:
         """Wait while more come, however long that takes: how many come in a second is not the
