@@ -13,6 +13,7 @@ from anymq.testing.receiving import HandlerError, Taken, ids
 from anymq.testing.scenario import Scenario
 
 LEASE = 1.0
+PREFETCHED = 2.0  # seconds for a hundred to be on their way; not every broker counts them then
 EARLY = 0.25  # seconds that the broker's clock may have begun before ours
 BRIEFLY = 0.01  # max_hold: extended once at most, then given up
 
@@ -296,7 +297,7 @@ def _given_back(s: Scenario) -> None:
     sent = s.producer().send(100)
     taken = consumer.take(10)
     if s.usable(Guarantee.DEPTH):
-        s.until(lambda: s.broker.depth(s.subscription).ready == 0)
+        s.until(lambda: s.broker.depth(s.subscription).ready == 0, PREFETCHED)
     taken[0].ack()
     taken[1].release()  # said, as for the others by close()
     consumer.close()

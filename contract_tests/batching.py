@@ -15,9 +15,10 @@ def one_call_many_requests(s: Scenario) -> None:
     """1,200 messages in one call, more than a request carries: all arrive, in order if promised."""
     consumer = s.consumer().start()
     producer = s.producer()
-    report = producer.send_many(producer.messages(1200))
+    sent = producer.messages(1200)
+    report = producer.send_many(sent)
     s.expect(report.stored + report.passed == 1200, f"all are stored or passed: {report}")
-    s.until(lambda: len(set(ids(consumer.taken))) >= 1200)
+    s.until_all_come(consumer, sent)
     consumer.close()
     in_order = ["inversion"] if s.promised(Guarantee.ORDER_QUEUE) else []
     s.judge("lost", "unanswered", *in_order, at_least=1200)

@@ -232,7 +232,7 @@ def letters_go_back(s: Scenario) -> None:
         s.expect(got == of_key, f"key {key} in order, where there is one: {got}", again)
     consumer.close()
     _redrive_cut_short(s, sent)
-    marker = s.producer().send()  # with this all that came before is there
+    marker = s.producer(other.topic).send()  # with this all that came before is there
     more = [taken for taken in s.consumer(other).drain(marker) if taken.id not in ids(marker)]
     s.expect(not more, "the other subscription gets nothing again", more)
 
@@ -373,7 +373,7 @@ def a_killer_is_parked(s: Scenario) -> None:
     s.provision(s.topic, killed)
     killers = s.producer().send()
     deaths = 0
-    while deaths < (limit or 8):
+    while deaths < (limit or 5):
         child = s.child(killed)
         victim = child.take(1)
         child.kill()

@@ -117,12 +117,17 @@ def an_idempotent_handler(s: Scenario) -> None:
     consumer = s.consumer()
     for message in sent[:2]:
         producer.send_one(message)  # as one would whose answer was lost
-    for taken in consumer.take(9, within=_patience(s)):
-        store.handle(taken)
-        if s.usable(Guarantee.NACK) and taken.id == sent[8].id and taken.attempt != 3:
-            taken.nack()
-        else:
-            taken.ack()
+
+    def all_done() -> bool:
+        for taken in consumer.receive(9, 0.2):
+            store.handle(taken)
+            if s.usable(Guarantee.NACK) and taken.id == sent[8].id and taken.attempt != 3:
+                taken.nack()
+            else:
+                taken.ack()
+        return store.effects.keys() >= {*ids(sent)} and store.seen >= len(held[3:6])
+
+    s.until(all_done, _patience(s))
     for taken in consumer.watch(0.5):
         store.handle(taken)
         taken.ack()

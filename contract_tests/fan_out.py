@@ -163,7 +163,9 @@ def a_slow_consumer(s: Scenario) -> None:
     held = slow.take(1)
     s.exercised("held by the slow one", len(held))
     got: list[str] = []
-    while len(got) < 55 and (batch := quick.take(5)):
+    fact = s.fact()
+    within = s.patience if fact is None or fact.level in PROMISED else 1.0
+    while len(got) < 55 and (batch := quick.take(5, within)):
         for taken in batch:
             taken.ack()
         got += ids(batch)

@@ -220,11 +220,15 @@ def a_pause_hands_out_nothing(s: Scenario) -> None:
 def _beside(s: Scenario, at: Subscription) -> list[Taken]:
     """What another consumer gets while the first one is paused: all that it has not fetched."""
     other = s.consumer(at)
-    got = other.take(30, within=1.0)
-    for taken in got:
-        taken.ack()
+
+    def over() -> bool:
+        for taken in other.receive(30, 0.1):
+            taken.ack()
+        return len(other.taken) >= 30
+
+    s.until(over, 1.0)
     other.close()
-    return got
+    return other.taken
 
 
 @contract(

@@ -40,7 +40,7 @@ def first_in_first_out(s: Scenario) -> None:
         producer.send_one(message)
     for answer in answers:
         answer.result(s.patience)
-    s.until(lambda: len(set(ids(consumer.taken))) >= len(sent), CROWD * s.patience)
+    s.until_all_come(consumer, sent)
     consumer.close()
     s.tries(len(sent))
     late, worst = inversions(sent, consumer.taken)

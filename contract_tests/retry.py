@@ -165,7 +165,9 @@ def a_retry_is_the_brokers(s: Scenario) -> None:
     """Attempts and delays outlive consumer and broker; what a handler did to a message does not."""
     _kept_by_the_consumer(s)
     producer = s.producer()
-    sent = producer.send(2, keys=["k"], headers={"own": "as sent"}) + producer.send(2, keys=["k"])
+    # Each of its own key: a broker may give no more of one before what it gave is settled.
+    sent = producer.send(2, keys=["k", "l"], headers={"own": "as sent"})
+    sent += producer.send(2, keys=["m", "n"])
     kept = s.capabilities().limits.nack_delay >= OUTLIVES  # by the broker, not by the consumer
     short, long = (0.1, OUTLIVES if s.breakable else 0.5) if kept else (0.0, 0.0)
     consumer = s.consumer()

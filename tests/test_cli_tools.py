@@ -380,7 +380,7 @@ def test_adapters_of_other_packages_are_shown_also_when_they_fail(
         return point
 
     points = [entry("mine", "anymq.memory"), entry("broken", "no_such_module")]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "_installed", lambda: points)
     result = anymq("adapters")
     assert result.exit_code == 0
     assert f"comes with pytest {pytest.__version__}" in result.stdout

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from anymq.url import Url, read_options
 from anymq_kafka import BACKEND, wire
 from anymq_kafka.client import Client
 from anymq_kafka.hello import RELEASES, _parse, _release
+from anymq_kafka.places import STARTING, committed
 
 NOW = 1_764_000_000.0
 TEXT = st.binary(max_size=20).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
@@ -179,3 +181,28 @@ def test_an_answer_of_kafka_4_4() -> None:
     answer += b"\x02\x17\x02\x11metadata.version\x00\x21\x00\x21\x00"
     found = _parse(answer)
     assert (found.release, found.features) == ("4.4", {"metadata.version": 33})
+
+
+class _Starting:
+    """A consumer of the client, whose coordinator answers so at first."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = [*codes]
+
+    def committed(self, parts: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        if self.codes:
+            raise KafkaException(KafkaError(self.codes.pop(0)))
+        return parts
+
+
+def test_a_coordinator_that_is_only_starting_is_waited_for() -> None:
+    parts = [TopicPartition("t", 0, 7)]
+    starting: Any = _Starting(*STARTING)
+    assert committed(starting, parts, 10.0) == parts
+    starting = _Starting(*STARTING)
+    with pytest.raises(KafkaException, match=str(STARTING[0])):
+        committed(starting, parts, 0.0)
+    refusing: Any = _Starting(KafkaError.GROUP_AUTHORIZATION_FAILED)
+    with pytest.raises(KafkaException):
+        committed(refusing, parts, 10.0)
+    assert not refusing.codes  # and was asked once

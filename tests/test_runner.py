@@ -11,6 +11,7 @@ import pytest
 
 from anymq.capabilities import Guarantee
 from anymq.testing import columns
+from anymq.testing.at_once import each_cell, has_its_own
 from anymq.testing.columns import Column, ColumnMissing, Source, by_url
 from anymq.testing.contract import UNIVERSAL, Contract
 from anymq.testing.history import Kind
@@ -288,3 +289,40 @@ def test_a_second_opinion_that_cannot_be_had_is_told() -> None:
     cell = run(Contract("XYZ-01", "a title", None, lambda s: None), column)
     assert cell.outcome is Outcome.STAND_IN_DIFFERS
     assert "Go is not installed" in cell.detail
+
+
+def test_two_cells_at_once_but_one_alone_with_a_broker_of_its_own() -> None:
+    column = Column("made-up", "memory://made-up", "real", local=_Local())  # type: ignore[arg-type]
+    together, own = threading.Barrier(2), threading.Semaphore(1)
+    begun: list[str] = []
+
+    def one_cell(contract: Contract) -> None:
+        begun.append(contract.id)
+        if has_its_own(contract, column):
+            assert own.acquire(blocking=False), "two have the broker that may be killed"
+        together.wait(10.0)  # breaks where nothing runs beside it
+        if has_its_own(contract, column):
+            own.release()
+
+    plain = [Contract(f"XYZ-0{n}", "a title", None, lambda s: None) for n in range(3)]
+    long = Contract("XYZ-08", "a title", None, lambda s: None, deadline=120.0)
+    killing = [
+        Contract(f"XYZ-1{n}", "a title", None, lambda s: None, needs=frozenset({"kill"}))
+        for n in range(4)
+    ]
+    each_cell([*plain, long, *killing], column, one_cell)
+    assert sorted(begun) == sorted(one.id for one in [*plain, long, *killing])
+    assert "XYZ-08" in begun[:2]
+
+
+def test_an_error_of_the_suite_ends_a_column() -> None:
+    def one_cell(contract: Contract) -> None:
+        raise ZeroDivisionError(contract.id)
+
+    many = [Contract(f"XYZ-{n}", "a title", None, lambda s: None) for n in range(10, 40)]
+    with pytest.raises(ZeroDivisionError):
+        each_cell(many, Column("made-up", "memory://made-up", "in-process"), one_cell)
+
+
+class _Local:
+    how = "started"

@@ -1,4 +1,4 @@
-"""Random programs, judged by the history checker: memory, RabbitMQ, and brokers that are broken.
+"""Random programs, judged by the history checker: on each broker, and on some that are broken.
 
 ANYMQ_PROGRAMS=20 runs 20 times as many, and new ones each time. ANYMQ_RABBITMQ_URL names a broker
 to use instead of one that is started here.
@@ -15,6 +15,7 @@ import pytest
 
 from anymq.capabilities import Guarantee
 from anymq.memory import declare
+from anymq.testing.columns import Source
 from anymq.testing.findings import CLASSES, GROUPS, NEVER
 from anymq.testing.ground import Ground
 from anymq.testing.history import Kind
@@ -71,6 +72,14 @@ def sqs() -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="module")
+def pubsub(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As in a column, where leases are shorter than the service's."""
+    column = Source(request.param).open()
+    yield column.url
+    column.close()
+
+
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 def test_programs_in_memory(ordered: bool) -> None:
     explore(in_memory(), ordered=ordered, examples=50)
@@ -102,6 +111,16 @@ def test_programs_on_kafka_whose_members_join_and_leave(kafka: str, ordered: boo
 @pytest.mark.parametrize(("options", "ordered"), [("", False), ("&fifo=true", True)])
 def test_programs_on_sqs(sqs: str, options: str, ordered: bool) -> None:
     explore(f"{sqs}{options}", ordered=ordered, lease=1.0, examples=4, steps=12)
+
+
+@pytest.mark.parametrize(
+    ("pubsub", "ordered"),
+    [("pubsub", False), ("pubsub@pstest", False), ("pubsub@pstest", True)],
+    indirect=["pubsub"],
+)
+def test_programs_on_pubsub(pubsub: str, ordered: bool) -> None:
+    """Ordered on pstest alone: on Google's emulator what is given back goes behind what follows."""
+    explore(lambda: Ground(pubsub, 12.0, 1.0), ordered=ordered, lease=2.0, examples=4, steps=12)
 
 
 @cache

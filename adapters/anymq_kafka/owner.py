@@ -40,6 +40,7 @@ from anymq_kafka.capabilities import BRIDGES
 from anymq_kafka.client import WINDOW, Client
 from anymq_kafka.desk import Assignment, Desk, Place, Snapshot
 from anymq_kafka.offsets import decode
+from anymq_kafka.places import committed
 
 log = logging.getLogger("anymq")
 # Seconds that one poll waits, for nothing can wake it: how soon somebody is served who waits for
@@ -119,8 +120,8 @@ class Owner:
         it has not, a start would have to be guessed, now and after each failure."""
         with self._starting():
             parts = self._partitions(self._topics[0])
-            committed = self._consumer.committed(parts, timeout=ANSWER)
-            if all(each.offset < 0 for each in committed):
+            found = committed(self._consumer, parts, ANSWER)
+            if all(each.offset < 0 for each in found):
                 raise NotFoundError(
                     f"{self._place}: group {self._group!r} has no place in topic"
                     f" {self._topics[0]!r}: call broker.provision() first"
@@ -313,7 +314,7 @@ class Owner:
         return guarded
 
     def _on_assign(self, consumer: Consumer, parts: Sequence[TopicPartition]) -> None:
-        found = consumer.committed(list(parts), timeout=ANSWER) if parts else []
+        found = committed(consumer, parts, ANSWER) if parts else []
         for part in found:
             if part.error is not None:
                 raise KafkaException(part.error)

@@ -34,6 +34,7 @@ from anymq_kafka import errors
 from anymq_kafka.capabilities import TOPIC_LIMIT
 from anymq_kafka.client import Client, Watch
 from anymq_kafka.offsets import decode
+from anymq_kafka.places import committed_by
 
 T = TypeVar("T")
 GLANCE = 0.01  # seconds between two looks at what the client tells
@@ -149,9 +150,7 @@ class Topology:
 
     def look_up(self, subscription: Subscription) -> None:
         """Raises NotFoundError where its topic is missing, or the group has never been made."""
-        for topic in topics_of(subscription, self._options):
-            self.partitions(topic)
-        if not self.committed(group_of(subscription)):
+        if not self.committed(subscription):
             raise self._no_group(subscription)
 
     def _no_group(self, subscription: Subscription) -> NotFoundError:
@@ -161,28 +160,23 @@ class Topology:
             " group that nobody uses expire after the broker's offsets.retention.minutes, 7 days)"
         )
 
-    def committed(self, group: str) -> dict[tuple[str, int], TopicPartition]:
-        """Where it begins, with metadata. Empty for a group that does not exist."""
-        asked = [ConsumerGroupTopicPartitions(group)]
+    def committed(self, subscription: Subscription) -> dict[tuple[str, int], TopicPartition]:
+        """Where its group begins, with metadata; empty for a group that does not exist. Raises
+        NotFoundError where a topic is missing."""
+        parts = self._parts(topics_of(subscription, self._options))
+        found = committed_by(self._client, group_of(subscription), parts)
+        return {(part.topic, part.partition): part for part in found if part.offset >= 0}
 
-        def ask() -> Any:
-            future = self.native.list_consumer_group_offsets(asked, require_stable=False)[group]
-            return self._result(future, f"cannot read the offsets of group {group!r}")
-
-        try:
-            found = self._settled(ask, ConnectionLostError)  # its coordinator may be starting
-        except NotFoundError:
-            return {}
-        parts = found.topic_partitions
-        return {(part.topic, part.partition): part for part in parts if part.offset >= 0}
-
-    def offsets(self, topics: Iterable[str], spec: Any) -> Places:
-        """Of all their partitions, OffsetSpec.latest() for example; -1 where there is none."""
-        parts = [
+    def _parts(self, topics: Iterable[str]) -> list[TopicPartition]:
+        return [
             TopicPartition(topic, number)
             for topic in topics
             for number in range(self.partitions(topic))
         ]
+
+    def offsets(self, topics: Iterable[str], spec: Any) -> Places:
+        """Of all their partitions, OffsetSpec.latest() for example; -1 where there is none."""
+        parts = self._parts(topics)
 
         def ask() -> Places:
             futures = self.native.list_offsets(dict.fromkeys(parts, spec))
@@ -247,9 +241,8 @@ class Topology:
             self.look_up(subscription)
         if subscription.address is not None:
             return
-        group = group_of(subscription)
         ends = self.offsets(topics_of(subscription, self._options), OffsetSpec.latest())
-        before = self.committed(group)
+        before = self.committed(subscription)
         self._compare_group(subscription, before)
         missing = {place: end for place, end in ends.items() if place not in before}
         if not missing or mode is Mode.VALIDATE:
@@ -308,7 +301,7 @@ class Topology:
         """How many records lie behind what is committed, and are not settled by its metadata.
         Raises NotFoundError."""
         ends = self.ends(subscription)
-        begins = self.committed(group_of(subscription))
+        begins = self.committed(subscription)
         lows = self.offsets(topics_of(subscription, self._options), OffsetSpec.earliest())
         found = {}
         for place, end in ends.items():

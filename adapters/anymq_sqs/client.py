@@ -6,12 +6,15 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
+from botocore.loaders import create_loader
+from botocore.session import get_session
 
 from anymq.spi import (
     TLS_OPTIONS,
@@ -52,11 +55,14 @@ class Client(OneProcess):
         self.place = options["endpoint"] or region
         super().__init__(f"SQS at {self.place}")
         verify, certificate, self._context = _tls(url, options)
+        core: Any = get_session()
         session: Any = boto3.Session(
+            botocore_session=core,
             aws_access_key_id=url.username if keyed else None,
             aws_secret_access_key=url.password,
             region_name=region,
         )
+        core.register_component("data_loader", _models(core.get_config_variable("data_path")))
 
         def make(service: str, attempts: int, waits: float = 0.0) -> Any:
             config = Config(
@@ -164,6 +170,13 @@ def _check_endpoint(url: Url, endpoint: str | None) -> None:
         right = False
     if not right:
         raise ConfigError(f"{url}: endpoint: write http://host:port or https://host:port")
+
+
+@cache
+def _models(path: str | None) -> Any:
+    """What botocore knows of each service. Read once for all sessions: it is most of what opening
+    one costs."""
+    return create_loader(path)
 
 
 def _tls(url: Url, options: Mapping[str, Any]) -> tuple[str | None, Any, ssl.SSLContext | None]:

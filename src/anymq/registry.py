@@ -7,8 +7,9 @@ Built-in adapters stand in the table; anybody else's come by the entry-point gro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from anymq.errors import AdapterMissingError, ConfigError
 from anymq.spi import Backend
@@ -41,10 +42,17 @@ BUILT_IN: dict[str, Entry] = {
 }
 
 
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    """What other packages bring. Looked up once: it reads the metadata of all that is installed,
+    which takes longer than to connect."""
+    return tuple(entry_points(group=GROUP))
+
+
 def schemes() -> dict[str, Entry]:
     """Every scheme that can be used here. Raises ConfigError when two packages claim one."""
     table = dict(BUILT_IN)
-    for point in entry_points(group=GROUP):
+    for point in _installed():
         package = point.dist.name if point.dist else point.value
         if point.name in table:
             raise ConfigError(

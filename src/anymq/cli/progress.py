@@ -78,6 +78,7 @@ class _Row:
         self.broken = 0
         self.began = time.monotonic()
         self.doing = Text("waiting")
+        self._running: dict[str, Text] = {}  # by contract id
         self.news = ""  # the plain line that the last event is worth, if any
         self.over = False
         self._spinner = Spinner("dots", style="cyan")
@@ -93,9 +94,12 @@ class _Row:
         elif what == "missing":
             self.over, self.doing, self.news = True, Text("missing", "yellow"), "missing"
         elif what == "running" and contract:
-            self.doing = Text.assemble((contract.id, "bold"), f"  {contract.title}")
+            self._running[contract.id] = Text.assemble((contract.id, "bold"), f"  {contract.title}")
+            self._show_running()
         elif what == "finished" and progress.cell and contract:
             self.done += 1
+            del self._running[contract.id]
+            self._show_running()
             broken = progress.cell.outcome is Outcome.BROKEN
             self.broken += broken
             if broken or self.done % EVERY == 0 or self.done == self.total:
@@ -103,6 +107,10 @@ class _Row:
         elif what == "closed":
             self.over = True
             self.doing = Text(f"done in {time.monotonic() - self.began:.0f} s", "dim")
+
+    def _show_running(self) -> None:
+        """What has run for longest, of all that run at once."""
+        self.doing = next(iter(self._running.values()), self.doing)
 
     def cells(self) -> tuple[RenderableType, ...]:
         mark: RenderableType = Text("✔", "green") if self.over else self._spinner

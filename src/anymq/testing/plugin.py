@@ -4,7 +4,7 @@
     pytest contract_tests --anymq-column redis                     one of them
     pytest --pyargs anymq.testing --anymq-url myscheme://host      the suite against any broker
 
-All columns run at the same time, each its contracts in order; the results are reported in the
+All columns run at the same time, and several contracts of each; the results are reported in the
 order of the items, whichever comes first.
 """
 
@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +183,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 class _Columns:
-    """One thread per column that runs its items in order."""
+    """One thread per column, which has its items run, several at once."""
 
     def __init__(self, items: list[ContractItem]) -> None:
         self.stop = threading.Event()
@@ -193,30 +194,41 @@ class _Columns:
             threading.Thread(target=self._run, args=each, name=f"column {each[0].name}")
             for each in work.items()
         ]
+        from anymq.testing.at_once import quick_turns
+
+        self._turns = ExitStack()
+        self._turns.enter_context(quick_turns())
         for thread in self.threads:
             thread.start()
 
     def _run(self, source: Source, items: list[ContractItem]) -> None:
+        from anymq.testing.at_once import each_cell
         from anymq.testing.runner import run
 
-        waiting = iter(items)
+        by_id = {item.contract.id: item for item in items}
+
+        def one_cell(contract: Contract) -> None:
+            if self.stop.is_set():
+                return
+            item = by_id[contract.id]
+            try:
+                item.cell.set_result(run(contract, column))
+            except BaseException as error:  # noqa: BLE001 (reported as its result)
+                item.cell.set_exception(error)
+
         try:
             column = source.open()
-            try:
-                for item in waiting:
-                    if self.stop.is_set():
-                        return
-                    try:
-                        item.cell.set_result(run(item.contract, column))
-                    except BaseException as error:  # noqa: BLE001 (reported as its result)
-                        item.cell.set_exception(error)
-            finally:
-                column.close()
         except BaseException as error:  # noqa: BLE001 (reported as their result)
-            for item in waiting:
+            for item in items:
                 item.cell.set_exception(error)
+            return
+        try:
+            each_cell([item.contract for item in items], column, one_cell)
+        finally:
+            column.close()
 
     def finish(self) -> None:
         self.stop.set()
         for thread in self.threads:
             thread.join()
+        self._turns.close()

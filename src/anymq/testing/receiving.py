@@ -156,14 +156,17 @@ class RecordingConsumer:
         within: float | None = None,
         linger: float = 0.3,
     ) -> list[Taken]:
-        """Receive and ack until all of `expected` have come, or `within` seconds have passed;
+        """Receive and ack until all of `expected` have come, or none of them `within` seconds;
         then for `linger` seconds more, to see what should not come."""
         missing = {message.id for message in expected}
-        until = time.monotonic() + (self.patience if within is None else within)
+        within = self.patience if within is None else within
+        until = time.monotonic() + within
         got: list[Taken] = []
         while missing and (left := until - time.monotonic()) > 0:
             for taken in self.receive(wait=min(left, 0.5)):
-                missing.discard(taken.id)
+                if taken.id in missing:
+                    missing.discard(taken.id)
+                    until = time.monotonic() + within
                 taken.ack()
                 got.append(taken)
         for taken in self.watch(linger):

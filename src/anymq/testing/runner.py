@@ -8,17 +8,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from anymq.capabilities import PROMISED, Fact, Level
 from anymq.local import NoRelay
+from anymq.testing.at_once import each_cell, in_parallel, quick_turns
 from anymq.testing.columns import Column, ColumnMissing, Source
 from anymq.testing.contract import NEEDS, NETWORK, Contract
 from anymq.testing.history import Event
 from anymq.testing.scenario import Over, Scenario
 from anymq.testing.verdict import Cell, Observed, Outcome, Verdict, decide
 
-JOIN = 0.2  # seconds: how soon Ctrl-C is noticed at the latest
 TAIL = 16  # events that an error shows
 
 
@@ -235,8 +236,9 @@ def run_matrix(
     sources: Sequence[Source],
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Matrix:
-    """Every contract against every column; the columns in parallel, each in order. `on_progress`
-    is called from several threads, one call at a time. An interrupt stops the brokers."""
+    """Every contract against every column; the columns in parallel, and several contracts of each.
+    `on_progress` is called from several threads, one call at a time. An interrupt stops the
+    brokers."""
     matrix = Matrix(list(contracts))
     lock = threading.Lock()
     opened: dict[str, Column] = {}
@@ -255,20 +257,23 @@ def run_matrix(
             tell(Progress("missing", source.name, text=str(error)))
             return
         opened[source.name] = column
-        try:
-            tell(Progress("opened", source.name, text=column.version))
-            for contract in matrix.contracts:
-                if stop.is_set():
-                    return
+
+        def one_cell(contract: Contract) -> None:
+            if not stop.is_set():
                 tell(Progress("running", source.name, contract))
                 cell = matrix.cells[contract.id, source.name] = run(contract, column)
                 tell(Progress("finished", source.name, contract, cell))
+
+        try:
+            tell(Progress("opened", source.name, text=column.version))
+            each_cell(matrix.contracts, column, one_cell)
         finally:
             column.close()
             tell(Progress("closed", source.name))
 
     try:
-        _in_parallel(one, sources)
+        with quick_turns():
+            in_parallel([partial(one, source) for source in sources])
     except KeyboardInterrupt:
         stop.set()
         for column in list(opened.values()):
@@ -276,24 +281,3 @@ def run_matrix(
         raise
     matrix.columns = [opened[source.name] for source in sources if source.name in opened]
     return matrix
-
-
-def _in_parallel(function: Callable[[Source], None], sources: Sequence[Source]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(source: Source) -> None:
-        try:
-            function(source)
-        except BaseException as error:  # noqa: BLE001 (raised below)
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(s,), daemon=True) for s in sources]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        # Not without a limit: the system may give Ctrl-C to another thread, and this one, which
-        # alone acts on it, would not wake up.
-        while thread.is_alive():
-            thread.join(JOIN)
-    if errors:
-        raise errors[0]

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anymq.capabilities import PROMISED, USABLE, Capabilities, Fact, Guarantee
@@ -313,6 +314,24 @@ class Scenario:
                 return condition()
             time.sleep(TICK)
         return True
+
+    def until_all_come(
+        self,
+        consumer: RecordingConsumer,
+        sent: Iterable[Message | Event],
+        within: float | None = None,
+    ) -> None:
+        """Wait while more come, however long that takes: how many come in a second is not the
+        question. Ends when nothing has come `within` seconds."""
+        missing, seen = {message.id for message in sent}, 0
+        while missing and self.until(partial(self._more, consumer, seen), within):
+            fresh = consumer.taken[seen:]
+            missing.difference_update(taken.id for taken in fresh)
+            seen += len(fresh)
+
+    @staticmethod
+    def _more(consumer: RecordingConsumer, than: int) -> bool:
+        return len(consumer.taken) > than
 
     def wait_for(
         self, condition: Callable[[], bool], what: str, within: float | None = None

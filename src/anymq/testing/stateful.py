@@ -194,8 +194,8 @@ class Program(RuleBasedStateMachine):
         if not self.workers and not self._has(Guarantee.RETAINED_WITHOUT_CONSUMER):
             self._open(10)
         producer = self.producers[who]
-        if key is None and self.capabilities.limits.order is Scope.PARTITION:
-            key = "a"  # without one a partition is chosen at random: there is no order
+        if key is None and self.capabilities.limits.order in (Scope.PARTITION, Scope.KEY):
+            key = "a"  # without one there is no order
         messages = producer.messages(n, keys=(key,))
         names = ", ".join(str(message.id) for message in messages)
         keyed = "" if key is None else f" with key {key}"
