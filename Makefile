@@ -10,12 +10,12 @@ SOURCES := src adapters contract_tests tests docs examples containers
 compare: .venv/stamp
 	$(BIN)/anymq compare
 
-# Tests mostly wait, so that three share two processors well; a file's broker serves all its tests.
+# Tests mostly wait, so that four share two processors well; a file's broker serves all its tests.
 # The columns of SQS and Pub/Sub take ten minutes more: `make compare` has them, and their adapters'
 # own tests and mutants run here.
 COLUMNS := memory rabbitmq rabbitmq-classic redis kafka
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile tests
+	$(BIN)/pytest -n 4 --dist loadfile tests
 	$(BIN)/pytest contract_tests $(COLUMNS:%=--anymq-column=%)
 
 # At full length: 100,000 messages and 20 faults, brokers paused for 30 s, a minute of crashes, a
