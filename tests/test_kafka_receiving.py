@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
 import anymq
-from anymq import Subscription, Topic
+from anymq import Message, Subscription, Topic
 from anymq.local import LocalBroker, start
 
 LONG = os.environ.get("ANYMQ_FAULTS") == "long"
@@ -48,3 +49,26 @@ def test_a_handler_beyond_the_poll_interval_stays_in_its_group(
         again = broker.consumer(slow)
         assert again.receive(1, wait=2.0) == []
         broker.remove(slow, slow.topic)
+
+
+def test_with_two_topics_to_read_two_consumers_share_each(kafka: LocalBroker) -> None:
+    """A subscription with dead letters reads a topic of its own, too, for what is redriven. Shared
+    out by Kafka's default, one consumer got all of that and the other one all of the messages."""
+    shared = Subscription(Topic(f"shared-{uuid.uuid4().hex[:8]}"), "work", dead_letter=True)
+    url = f"{kafka.url}?partitions=4"
+    with anymq.connect(url) as one, anymq.connect(url) as other:
+        one.provision(shared)
+        consumers = [one.consumer(shared), other.consumer(shared)]
+        producer = one.producer(shared.topic)
+        got = [0, 0]
+        end = time.monotonic() + PATIENCE
+        while not all(got):
+            assert time.monotonic() < end, f"one of two consumers gets nothing: {got}"
+            producer.send_many([Message(b"%d" % number) for number in range(8)])
+            for place, consumer in enumerate(consumers):
+                for delivery in consumer.receive(100, 0.2):
+                    delivery.ack()
+                    got[place] += 1
+        for consumer in consumers:
+            consumer.close()
+        one.remove(shared)

@@ -214,6 +214,20 @@ UNORDERED: dict[Guarantee, Fact] = {
         OURS + "desk.py",
     ),
 }
+THROUGH_A_TOPIC: dict[Guarantee, Fact] = {  # ?retry=topic, of a subscription without order
+    G.NACK: Fact(
+        Level.EMULATED,
+        "sent to the subscription's own topic, confirmed, then acked here: nothing waits for it",
+        OURS + "again.py",
+        "a round trip, and a second copy of the same id after a crash between",
+    ),
+    G.NACK_DELAY: Fact(
+        Level.EMULATED,
+        "waits in the subscription's own topic, whose consumer keeps it back until it is due",
+        OURS + "again.py",
+        "as nack.now, and memory while it waits",
+    ),
+}
 
 
 def declare(
@@ -225,6 +239,9 @@ def declare(
     facts |= {need: Fact(Level.PLANNED, *texts) for need, texts in PLANNED.items()}
     ordered = isinstance(at, Subscription) and at.ordered
     facts |= ORDERED if ordered else UNORDERED
+    through_a_topic = options["retry"] == "topic" and not ordered
+    if through_a_topic:
+        facts |= THROUGH_A_TOPIC
     facts[G.DEPTH] = Fact(
         Level.BEST_EFFORT,
         "the distance from the group's offsets to the ends of the partitions, less what is settled"
@@ -254,5 +271,6 @@ def declare(
         nack_delay=0.0 if ordered else NACK_DELAY,
         bridges=BRIDGES,
     )
-    about = f"Kafka consumer group{', ordered' if ordered else ''}"
+    kind = ", ordered" if ordered else ", retry by a topic" if through_a_topic else ""
+    about = f"Kafka consumer group{kind}"
     return Capabilities(facts, limits, about, server, () if server else (ASSUMED,))

@@ -63,7 +63,9 @@ SETTINGS: Mapping[str, Any] = {  # `_` in place of `.`
     "queued_max_messages_kbytes": 4_096,
     "fetch_max_bytes": WINDOW,  # of one answer; a larger message comes all the same
 }
-NEW = {"group_protocol": "consumer"}  # KIP-848, where the cluster has it
+# KIP-848, where the cluster has it. `range` shares out the partitions of each topic: by default one
+# member may get all of the topic, and the next all of the topic of what comes again.
+NEW = {"group_protocol": "consumer", "group_remote_assignor": "range"}
 CLASSIC = {"group_protocol": "classic", "partition_assignment_strategy": "cooperative-sticky"}
 LOST = {  # codes of a commit: this member is none any more, or its assignment is another one
     KafkaError.UNKNOWN_MEMBER_ID,

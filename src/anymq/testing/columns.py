@@ -37,6 +37,7 @@ DEFAULT = (
 VARIANTS = {  # the same broker, other options
     "rabbitmq-classic": ("rabbitmq", "queue=classic"),
     "kafka": ("kafka", "partitions=4"),  # so that consumers can share
+    "kafka-retry": ("kafka", "partitions=4&retry=topic"),
     "sqs-fifo": ("sqs", "fifo=true"),
     "sqs-sns": ("sqs", "fanout=sns"),
     "sqs-rough": ("sqs", ""),  # through what disturbs it
