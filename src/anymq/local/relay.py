@@ -21,7 +21,7 @@ PORTS = {
 _ENDPOINT = re.compile(r"([?&]endpoint=(?:https?://)?)([^/&]+)")
 _TELL_AN_ADDRESS = ("kafka", "kafkas")
 _PIECE = 1 << 16  # bytes that travel together at most
-_ON_THE_WAY = 16  # pieces: who sends more has to wait, as with any network
+_ON_THE_WAY = 4  # pieces: who sends more has to wait; a slow line keeps no second of bytes back
 _PIECES = 20  # per second, where bytes are slow
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
