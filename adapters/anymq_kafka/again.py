@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from anymq.spi import Delivery, Refusal
 from anymq_kafka import wire
-from anymq_kafka.client import Client, Watch
+from anymq_kafka.client import PUBLISHING, Client, Watch
 from anymq_kafka.desk import Desk
 
 PATIENCE = 20.0  # seconds after which what has no answer comes again from here, too
@@ -31,9 +31,7 @@ class Again:
         self._producer: Any = client.make(
             Producer,
             Watch(),
-            enable_idempotence=True,
-            acks="all",
-            linger_ms=0,
+            **PUBLISHING,
             message_timeout_ms=int(PATIENCE * 1000),
             message_max_bytes=1_000_000_000,  # the topic decides
         )

@@ -25,6 +25,12 @@ SILENT = 10.0  # seconds without an answer after which a connection is given up
 # Bytes on the way at once, each direction. The client measures each request alone, so that all that
 # is on the way must get through in SILENT seconds: a network has to carry 100 kB/s.
 WINDOW = 1_000_000
+PUBLISHING: Mapping[str, Any] = {  # every producer's, with `_` in place of `.`
+    "enable_idempotence": True,
+    "acks": "all",
+    "linger_ms": 0,
+    "batch_size": WINDOW // 5,  # with so many requests on the way
+}
 NEVER_RAISED = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # these stay whatever is tried
 OnError = Callable[[KafkaError], None]
 log = logging.getLogger("anymq.kafka")

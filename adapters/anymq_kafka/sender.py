@@ -26,7 +26,7 @@ from anymq.spi import (
 )
 from anymq_kafka import errors, wire
 from anymq_kafka.capabilities import SILENCE
-from anymq_kafka.client import WINDOW, Client, Watch
+from anymq_kafka.client import PUBLISHING, Client, Watch
 
 PATIENCE = SILENCE  # seconds without any answer after which all that wait for one are `unknown`
 LONGEST = 120.0  # seconds that one may wait while others are answered: its partition has no leader
@@ -76,10 +76,7 @@ class KafkaSender(Sender):
         self.native: Any = client.make(
             Producer,
             self._watch,
-            enable_idempotence=True,
-            acks="all",
-            linger_ms=0,
-            batch_size=WINDOW // 5,  # with so many requests on the way
+            **PUBLISHING,
             partitioner="murmur2_random",  # as Java's: a key has one partition for all programs
             message_timeout_ms=int(LONGEST * 1000),
             message_max_bytes=request_limit - OVERHEAD,
